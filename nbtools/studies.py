@@ -1,0 +1,163 @@
+"""Long experiments: `nbtools study NAME`, with progress and time left, resumable after any stop.
+
+Design choices
+- A study is a list of cells (dicts). Each runs alone, and its row is appended to build/studies/NAME.jsonl at once, so a stop loses
+  one cell at most and the next start goes on where the last one ended.
+- Two phases. "tune": every arm tries its settings on a training draw of its own and is scored on the validation split. "report":
+  each arm's best setting runs once per seed and is scored on the test split, which no choice has seen.
+- What is run is what the lesson teaches: the functions come out of the notebook by name.
+- `full=True` is the larger grid for a GPU.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from functools import cache, partial
+from types import SimpleNamespace
+
+from . import notebooks, records
+from .errors import NbtoolsError
+
+SEEDS = (0, 1, 2, 3, 4)
+TUNING_SEED = 1000  # the draw that settings are chosen on; never reported
+
+
+@dataclass(frozen=True)
+class Study:
+    """`arms(full)` -> {arm: [settings]}; `conditions(full)` -> [dict]; `run(cell)` -> {"score" or test numbers}."""
+
+    lesson: str
+    arms: object
+    conditions: object
+    run: object
+    about: str
+
+
+def run(name, full=False, seeds=None):
+    """Run or resume the study `name`; writes results/ and returns None. seeds: how many, default 5."""
+    if name not in STUDIES:
+        raise NbtoolsError(f"There is no study {name!r}; there are {', '.join(STUDIES)}.")
+    study, label = STUDIES[name], name + ("-full" if full else "")
+    log = records.ROOT / "build" / "studies" / f"{label}.jsonl"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    done = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    seeds = tuple(range(int(seeds))) if seeds else SEEDS
+    tune = [dict(phase="tune", arm=arm, seed=TUNING_SEED, **condition, **setting)
+            for condition in study.conditions(full) for arm, settings in study.arms(full).items() for setting in settings]
+    work(study, tune, done, log, f"{label}, tuning")
+    chosen = [dict(phase="report", arm=arm, **condition, **best(done, study, arm, condition, full))
+              for condition in study.conditions(full) for arm in study.arms(full)]
+    work(study, [cell | {"seed": seed} for seed in seeds for cell in chosen], done, log, f"{label}, reporting")
+    file = records.save(study.lesson, label, done, about=study.about)
+    print(f"{label}: {len(done)} runs, written to {file.relative_to(records.ROOT)}. The log of single runs is {log.relative_to(records.ROOT)}.")
+
+
+def best(done, study, arm, condition, full):
+    """The setting with the highest validation score of an arm under a condition."""
+    rows = records.select(done, phase="tune", arm=arm, **condition)
+    top = max(rows, key=lambda row: row["score"])
+    return {key: top[key] for key in study.arms(full)[arm][0]}
+
+
+def work(study, cells, done, log, title):
+    """Run the cells that `done` does not hold, append each row to `log` and to `done`, and print the time left."""
+    todo = [cell for cell in cells if not records.select(done, **cell)]
+    start = time.perf_counter()
+    for i, cell in enumerate(todo):
+        begin = time.perf_counter()
+        row = cell | study.run(dict(cell)) | {"seconds": round(time.perf_counter() - begin, 2)}
+        done.append(row)
+        with log.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        left = (time.perf_counter() - start) / (i + 1) * (len(todo) - i - 1) / 60
+        shown = {k: round(v, 3) for k, v in row.items() if k in ("score", "accuracy")}
+        print(f"{title}: {i + 1}/{len(todo)}  {cell['arm']} {shown}  about {left:.0f} min left", flush=True)
+
+
+# --- lesson 01
+
+
+@cache
+def _lesson01():
+    names = ("load_data", "draw", "correct", "corrupt", "augmenter", "STRATEGIES", "STEPS", "probe_then_tune")
+    lesson = SimpleNamespace(**notebooks.definitions("01", *names))
+    lesson.data = lesson.load_data()
+    return lesson
+
+
+def _quiet(step, steps, **metrics):
+    """Report nothing: a study prints one line per run."""
+
+
+def _score(cell, model):
+    """Validation accuracy of a tuning run; test, noisy and blurred accuracy of a reported one."""
+    lesson = _lesson01()
+    data = lesson.data
+    index = data.val if cell["phase"] == "tune" else data.test
+    images, labels = data.images[index], data.labels[index]
+    accuracy = lesson.correct(model, images, labels).float().mean().item()
+    if cell["phase"] == "tune":
+        return {"score": accuracy}
+    worse = {kind: lesson.correct(model, lesson.corrupt(images[:500], kind), labels[:500]).float().mean().item() for kind in ("noise", "blur")}
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return {"accuracy": accuracy, **worse, "trainable": trainable}
+
+
+def transfer_run(cell):
+    """One strategy on one draw of labels; an arm that ends in _shuffled learns from permuted labels."""
+    import torch
+
+    lesson = _lesson01()
+    x, y = lesson.draw(lesson.data, cell["labels"], cell["seed"])
+    if cell["arm"].endswith("_shuffled"):
+        y = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(cell["seed"]))]
+    strategy = lesson.STRATEGIES[cell["arm"].removesuffix("_shuffled")]
+    model = strategy(x, y, lr=cell["lr"], steps=lesson.STEPS[cell["labels"]], fixed_statistics=cell["fixed"], seed=cell["seed"], tick=_quiet)
+    return _score(cell, model)
+
+
+def _settings(rates, fixed=(False,)):
+    return [{"lr": lr, "fixed": f} for f in fixed for lr in rates]
+
+
+def transfer_arms(full):
+    """Learning rates, and for fine-tuning whether norms keep ImageNet's statistics: both chosen by validation."""
+    wide = (1e-4,) if full else ()
+    both = (False, True) if full else (False,)
+    tuned = [*_settings((*wide, 1e-3, 3e-3), both), *_settings((3e-4,), (True,))]
+    return {"scratch": _settings((*wide, 1e-3, 3e-3, 1e-2)), "frozen": _settings((1e-3, 3e-3, 1e-2)),
+            "frozen_shuffled": _settings((3e-3,)), "partial": tuned, "full": tuned, "discriminative": tuned, "progressive": tuned,
+            "probe_then_tune": [*_settings((1e-4, 3e-4), (True,)), *_settings((1e-3,), (False,)), *(_settings((1e-3,), (True,)) if full else [])]}
+
+
+def augment_run(cell):
+    """Probe-then-tune with one augmentation, or without warm-up, or with early stopping on 300 validation images."""
+    lesson = _lesson01()
+    data, arm = lesson.data, cell["arm"]
+    x, y = lesson.draw(data, cell["labels"], cell["seed"])
+    options = {"tick": _quiet, "steps": lesson.STEPS[cell["labels"]], "fixed_statistics": True, "lr": cell["lr"], "seed": cell["seed"]}
+    if arm == "no warm-up":
+        options["warmup"] = 1 / options["steps"]
+    elif arm == "early stopping":
+        options["stop_on"] = (data.images[data.val[-300:]], data.labels[data.val[-300:]])
+    else:
+        options["augment"] = lesson.augmenter(arm)
+    return _score(cell, lesson.probe_then_tune(x, y, **options))
+
+
+def augment_arms(full):
+    rates = (1e-4, 3e-4, 1e-3) if full else (1e-4, 3e-4)
+    names = ("none", "flip", "crop", "colour", "randaugment", "mixup", "cutmix", "no warm-up", "early stopping")
+    return {name: [{"lr": lr} for lr in rates] for name in names}
+
+
+def _labels(small, large, full):
+    return [{"labels": n} for n in (large if full else small)]
+
+
+STUDIES = {
+    "transfer": Study("01", transfer_arms, partial(_labels, (10, 30, 100), (10, 30, 100)), transfer_run,
+                      "accuracy on 1,000 CIFAR-10 images (noise, blur: 500), by strategy and labels per class"),
+    "augment": Study("01", augment_arms, partial(_labels, (30,), (10, 30, 100)), augment_run,
+                     "probe-then-tune at 30 labels per class: augmentations, warm-up and early stopping"),
+}

@@ -1,0 +1,98 @@
+"""Loaders: an asset's files become tensors, pictures, a model. Nothing here trains or transforms."""
+
+import base64
+import io
+import json
+
+from . import assets
+from .errors import NbtoolsError
+
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def cifar10():
+    """CIFAR-10's 10,000 test images as (images, labels): uint8 (10000, 3, 32, 32) and int64 (10000,), sorted by class.
+
+    Krizhevsky 2009. The decoded tensors are kept beside the asset, since decoding takes a second or two.
+    """
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    task = json.loads(assets.file("cifar10-test", "task.json").read_text())
+    images, labels = [], []
+    for example in task["examples"]:
+        picture = Image.open(io.BytesIO(base64.b64decode(example["input"]))).convert("RGB")
+        images.append(np.asarray(picture))
+        labels.append(CIFAR10_CLASSES.index(max(example["target_scores"], key=example["target_scores"].get)))
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
+
+
+def photo(name):
+    """A photograph of the `photos` asset ("chelsea" or "coffee") as a PIL image."""
+    from PIL import Image
+
+    return Image.open(assets.file("photos", f"{name}.png")).convert("RGB")
+
+
+def efficientnet_lite0(num_classes=1000, pretrained=True):
+    """EfficientNet-Lite0 (Tan 2020) from timm; ImageNet weights from the asset; input (B, 3, H, W), mean = std = 0.5.
+
+    The asset names its tensors otherwise than timm does, in the same order: tensors are paired by position, and a shape that
+    does not fit is an error. With `num_classes` other than 1000 the head is a fresh `nn.Linear`: timm's own start for a head is
+    eleven times wider here (fan-out of 10 against fan-in of 1280), and that noise costs a probe with few labels dearly.
+    """
+    import timm
+    import torch
+
+    model = timm.create_model("tf_efficientnet_lite0")
+    if pretrained:
+        weights = torch.load(assets.file("efficientnet-lite0"), map_location="cpu", weights_only=True)
+        model.load_state_dict(rename(weights, model.state_dict()))
+    if num_classes != 1000:
+        model.classifier = torch.nn.Linear(model.classifier.in_features, num_classes)
+    return model
+
+
+def rename(weights, own):
+    """Give the tensors of `weights` the names of `own`, pair by pair; raises NbtoolsError where number or shape differ."""
+    if len(own) != len(weights):
+        raise NbtoolsError(f"timm's model has {len(own)} tensors and the file {len(weights)}; install the timm version of requirements.lock.")
+    for (mine, a), (theirs, b) in zip(own.items(), weights.items(), strict=True):
+        if a.shape != b.shape:
+            raise NbtoolsError(f"{mine} {tuple(a.shape)} does not fit {theirs} {tuple(b.shape)}; install the timm of requirements.lock.")
+    return dict(zip(own, weights.values(), strict=True))
+
+
+def resnet50(num_classes=1000, pretrained=True):
+    """ResNet-50 (He 2015) from torchvision; the weights come from torchvision's own download, or its cache."""
+    import torch
+    from torchvision.models import ResNet50_Weights
+    from torchvision.models import resnet50 as build
+
+    model = build()
+    if pretrained:
+        model.load_state_dict(ResNet50_Weights.DEFAULT.get_state_dict(check_hash=True))
+    if num_classes != 1000:
+        model.fc = torch.nn.Linear(model.fc.in_features, num_classes)
+    return model
+
+
+def backbones():
+    """Names of the pretrained image models that can be used without a download, by asking the caches."""
+    import os
+
+    import torch
+    from torchvision.models import ResNet50_Weights
+
+    cached = os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(ResNet50_Weights.DEFAULT.url))
+    return ["efficientnet-lite0"] + (["resnet50"] if os.path.exists(cached) else [])
+
+
+def smollm2():
+    """SmolLM2-135M-Instruct as (model, tokenizer), float32, from its 4-bit GGUF: the weights are de-quantised, not the original."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, name = assets.path("smollm2-135m-instruct"), "SmolLM2-135M-Instruct.Q4_1.gguf"
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    return AutoModelForCausalLM.from_pretrained(folder, gguf_file=name), tokenizer
