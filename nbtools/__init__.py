@@ -1,6 +1,6 @@
 """Plumbing of the course: profiles, assets, meters, widgets, plots, training loop, records, checks, notebooks.
 
-Nothing heavy is imported here, so that `import nbtools` stays far under 0.3 s: `from nbtools import meters` loads what it needs.
+Nothing heavy is imported here: `import nbtools` stays far under 0.3 s. `from nbtools import meters` loads its needs.
 """
 
 __version__ = "0.1.0"

@@ -1,10 +1,10 @@
 """What this machine is and the budget that follows: one place decides device, precision and size.
 
 Design choices
-- Two profiles, `cpu` and `gpu`. The environment variable NBTOOLS_PROFILE overrides what is found; asking for `gpu` without
-  a GPU is an error, never a silent fall-back.
-- bfloat16 on CUDA is decided by compute capability >= (8, 0). `torch.cuda.is_bf16_supported()` alone answers True on a T4,
-  where every product is emulated.
+- Two profiles, `cpu` and `gpu`. The environment variable NBTOOLS_PROFILE overrides what is found; asking for `gpu`
+  without a GPU is an error, never a silent fall-back.
+- bfloat16 on CUDA is decided by compute capability >= (8, 0). `torch.cuda.is_bf16_supported()` alone answers True on a
+  T4, where every product is emulated.
 - On a CPU bfloat16 is used where the processor multiplies it in hardware (AMX or AVX512-BF16); elsewhere float32.
 - Apple's MPS is reported, and not used: the lessons' numbers were never checked on it.
 """
@@ -41,9 +41,12 @@ class Profile:
 
     def describe(self):
         """A few lines for people: what was decided and why."""
-        lines = [f"profile {self.name}: device {self.device}, compute type {self.dtype}, {self.cores} cores, "
-                 f"{self.memory_gb:.0f} GiB memory" + (f", {self.gpu_memory_gb:.0f} GiB on the GPU" if self.gpu_memory_gb else "")]
-        return "\n".join(lines + [f"  because {reason}" for reason in self.reasons])
+        gpu = f", {self.gpu_memory_gb:.0f} GiB on the GPU" if self.gpu_memory_gb else ""
+        line = (
+            f"profile {self.name}: device {self.device}, compute type {self.dtype}, {self.cores} cores, "
+            f"{self.memory_gb:.0f} GiB memory{gpu}"
+        )
+        return "\n".join([line, *(f"  because {reason}" for reason in self.reasons)])
 
 
 def cuda_dtype(capability):
@@ -51,7 +54,8 @@ def cuda_dtype(capability):
     label = ".".join(map(str, capability))
     if capability >= (8, 0):
         return "bfloat16", f"compute capability {label} multiplies bfloat16 in hardware"
-    return "float16", f"compute capability {label} is under 8.0: bfloat16 would be emulated, so float16 (with a loss scaler)"
+    why = f"compute capability {label} is under 8.0: bfloat16 would be emulated, so float16 (with a loss scaler)"
+    return "float16", why
 
 
 def cpu_dtype():
@@ -71,22 +75,26 @@ def current():
 
 
 def decide(wanted=""):
-    """Decide a Profile; `wanted` is "", "cpu" or "gpu". Raises NbtoolsError for anything else, or gpu without one."""
+    """Decide a Profile; `wanted` is "", "cpu" or "gpu". Raises NbtoolsError for another, or for gpu without one."""
     import torch
 
     if wanted not in ("", "cpu", "gpu"):
-        raise NbtoolsError(f"NBTOOLS_PROFILE is {wanted!r}; set it to cpu or gpu, or unset it to let the machine decide.")
+        raise NbtoolsError(f"NBTOOLS_PROFILE is {wanted!r}; set it to cpu or gpu, or unset it to have it found out.")
     found = torch.cuda.is_available()
     if wanted == "gpu" and not found:
-        raise NbtoolsError("NBTOOLS_PROFILE asks for gpu, but torch finds no CUDA device; set it to cpu, or install a CUDA driver.")
+        raise NbtoolsError(
+            "NBTOOLS_PROFILE asks for gpu, but torch finds no CUDA device; set it to cpu, or install a CUDA driver."
+        )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = psutil.virtual_memory().total / GIB
     if found and wanted != "cpu":
         dtype, why = cuda_dtype(torch.cuda.get_device_capability())
         total = torch.cuda.get_device_properties(0).total_memory / GIB
-        return Profile("gpu", "cuda", dtype, cores, memory, total, torch.cuda.get_device_name(0), ("torch finds a CUDA device", why))
+        reasons = ("torch finds a CUDA device", why)
+        return Profile("gpu", "cuda", dtype, cores, memory, total, torch.cuda.get_device_name(0), reasons)
     reasons = ["NBTOOLS_PROFILE says so" if wanted else "torch finds no CUDA device"]
     dtype, why = cpu_dtype()
     if torch.backends.mps.is_available():
         reasons.append("the Apple GPU is left alone: these lessons were not checked on it")
-    return Profile("cpu", "cpu", dtype, cores, memory, None, platform.processor() or platform.machine(), (*reasons, why))
+    processor = platform.processor() or platform.machine()
+    return Profile("cpu", "cpu", dtype, cores, memory, None, processor, (*reasons, why))

@@ -1,11 +1,15 @@
 """Measured numbers as JSON, and the tables made from them.
 
 Design choices
-- A study's file is `results/<machine>/<lesson>-<study>.json`: one row per run, every row with its seed; the machine, versions,
-  commit and date stand once beside them. Files are written by a command, never by hand.
+- A study's file is `results/<machine>/<lesson>-<study>.json`: one row per run, every row with its seed; the machine,
+  versions, commit and date stand once beside them. Files are written by a command, never by hand.
 - A row of phase "tune" chose a learning rate; only rows of phase "report" are ever quoted.
-- `lookup("01/transfer?arm=full&labels=30#accuracy")` is the mean over the report rows that match; `#accuracy:half` is the half-width of
-  its 95 % t interval, `:min`, `:max` and `:n` what they say. The number in a lesson's text names such a key.
+- `lookup("01/transfer?arm=full&labels=30#accuracy")` is the mean over the report rows that match; `#accuracy:half` is
+  the half-width of its 95 % t interval, `:min`, `:max` and `:n` what they say; a space is written `+`. The number in a
+  lesson's text names such a key.
+- `report` writes tables between `<!-- report:begin NAME -->` and `<!-- report:end NAME -->` in README.md, out of
+  results/ and the notebooks' front matter alone, so that a fresh clone makes the same. What the tests measured
+  (build/notebooks.json) goes to `results/<machine>/history.jsonl` first, one line a test run.
 """
 
 import json
@@ -18,23 +22,72 @@ import subprocess
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 from .errors import NbtoolsError
 from .profiles import current
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
-PACKAGES = ("torch", "torchvision", "timm", "transformers", "peft", "trl", "bitsandbytes", "ipywidgets", "jupyterlab", "nbtools")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "transformers",
+    "peft",
+    "trl",
+    "bitsandbytes",
+    "ipywidgets",
+    "jupyterlab",
+    "nbtools",
+)
 # Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom (scipy.stats.t.ppf(0.975, df)).
-T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-       2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
+T95 = (
+    12.706,
+    4.303,
+    3.182,
+    2.776,
+    2.571,
+    2.447,
+    2.365,
+    2.306,
+    2.262,
+    2.228,
+    2.201,
+    2.179,
+    2.160,
+    2.145,
+    2.131,
+    2.120,
+    2.110,
+    2.101,
+    2.093,
+    2.086,
+    2.080,
+    2.074,
+    2.069,
+    2.064,
+    2.060,
+    2.056,
+    2.052,
+    2.048,
+    2.045,
+    2.042,
+)
 
 
 def machine():
     """Where a number comes from: profile, processor, cores, memory in GiB, system, Python. No host or user name."""
     profile = current()
-    return {"profile": profile.name, "processor": profile.processor, "cores": profile.cores, "memory_gb": round(profile.memory_gb),
-            "compute": profile.dtype, "system": platform.system(), "python": platform.python_version()}
+    return {
+        "profile": profile.name,
+        "processor": profile.processor,
+        "cores": profile.cores,
+        "memory_gb": round(profile.memory_gb),
+        "compute": profile.dtype,
+        "system": platform.system(),
+        "python": platform.python_version(),
+    }
 
 
 def slug(facts):
@@ -57,10 +110,14 @@ def versions():
 
 def commit():
     """The checkout's commit, with "+" where files differ from it; None outside git."""
+
     def git(*words):
-        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout.strip()
+        command = ["git", "-C", str(ROOT), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", "nbtools", "notebooks") else "")
+        changed = git("status", "--porcelain", "--", "nbtools", "notebooks")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -71,7 +128,7 @@ def facts():
 
 
 def record(lesson, name, **numbers):
-    """Note numbers that a lesson measured; a headless run collects them in NBTOOLS_RUN_DIR, a live one only returns them."""
+    """Note numbers that a lesson measured; a headless run collects them in NBTOOLS_RUN_DIR, a live one returns them."""
     row = {"lesson": lesson, "name": name, "numbers": numbers}
     folder = os.environ.get("NBTOOLS_RUN_DIR")
     if folder:
@@ -91,10 +148,11 @@ def save(lesson, study, rows, **more):
 
 
 def load(study):
-    """The file of a study such as "01/transfer" as a dict; the machine whose folder sorts first. Raises NbtoolsError."""
+    """The file of a study such as "01/transfer" as a dict, of the machine that sorts first. Raises NbtoolsError."""
     files = sorted(RESULTS.glob(f"*/{study.replace('/', '-')}.json"))
     if not files:
-        raise NbtoolsError(f"There are no results of {study!r}; run `nbtools study {study.partition('/')[2]}`, or restore results/ from git.")
+        command = f"nbtools study {study.partition('/')[2]}"
+        raise NbtoolsError(f"There are no results of {study!r}; run `{command}`, or restore results/ from git.")
     return json.loads(files[0].read_text(encoding="utf-8"))
 
 
@@ -108,12 +166,14 @@ def interval(values):
     values = list(values)
     if len(values) < 2:
         return values[0], math.nan
-    return statistics.mean(values), T95[min(len(values) - 1, 30) - 1] * statistics.stdev(values) / math.sqrt(len(values))
+    t = T95[min(len(values) - 1, 30) - 1]
+    return statistics.mean(values), t * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def paired(rows, value, left, right, **where):
     """Mean and half-width of left - right over the seeds both have; `left` and `right` are dicts of fields."""
-    a, b = ({row["seed"]: row[value] for row in select(rows, phase="report", **where, **side)} for side in (left, right))
+    rows = select(rows, phase="report", **where)
+    a, b = ({row["seed"]: row[value] for row in select(rows, **side)} for side in (left, right))
     seeds = sorted(a.keys() & b.keys())
     if len(seeds) < 2:
         raise NbtoolsError(f"{left} and {right} share {len(seeds)} seeds; a paired comparison needs 2 or more.")
@@ -121,12 +181,18 @@ def paired(rows, value, left, right, **where):
 
 
 def lookup(key):
-    """One number by key, as the module's first lines say. Raises KeyError where no row matches."""
-    study, query, value, how = re.fullmatch(r"([^?#]+)(?:\?([^#]*))?#([^:]+)(?::(\w+))?", key).groups()
-    where = dict(pair.split("=", 1) for pair in (query or "").split("&") if pair)
-    values = [row[value] for row in select(load(study)["rows"], phase="report", **where) if row.get(value) is not None]
+    """One number by key, as the first lines here say. Raises KeyError where none is, or a mean would mix conditions."""
+    parts = re.fullmatch(r"([^?#]+)(?:\?([^#]*))?#([^:]+)(?::(mean|half|min|max|n))?", key)
+    if parts is None:
+        raise KeyError(f"{key} is not of the form study?field=value#number:half")
+    study, query, value, how = parts.groups()
+    rows = select(select(load(study)["rows"], phase="report"), **dict(parse_qsl(query or "")))
+    values = {i: row[value] for i, row in enumerate(rows) if row.get(value) is not None}
     if not values:
         raise KeyError(key)
+    if how in (None, "mean", "half") and len({rows[i].get("seed", i) for i in values}) < len(values):
+        raise KeyError(f"{key} matches {len(values)} rows, several of one seed: name more fields")
+    values = [*values.values()]
     mean, half = interval(values)
     return {None: mean, "mean": mean, "half": half, "min": min(values), "max": max(values), "n": len(values)}[how]
 
@@ -134,12 +200,164 @@ def lookup(key):
 def markdown(rows):
     """A list of dicts as a Markdown table; floats to three digits."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    show = lambda v: "" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v)  # noqa: E731
+
+    def show(value):
+        return "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value).replace("|", "\\|")
+
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     return "\n".join(lines + ["| " + " | ".join(show(row.get(c)) for c in columns) + " |" for row in rows])
 
 
 def _write(file, content):
+    _replace(file, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def _replace(file, data):
     part = file.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    part.write_bytes(data)
     os.replace(part, file)
+
+
+# --- what stands in README.md
+
+
+def report():
+    """Keep the history, make README.md's tables and results/figures/ anew, say what was written; or NbtoolsError."""
+    readme = ROOT / "README.md"
+    for make in keep_history, lambda: (readme, fill(readme.read_text(encoding="utf-8")).encode()), transfer_figure:
+        file, data = make()
+        if data is None or (file.exists() and file.read_bytes() == data):
+            print(f"Nothing new for {file.relative_to(ROOT)}")
+            continue
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _replace(file, data)
+        print(f"Wrote {file.relative_to(ROOT)}")
+
+
+def fill(text):
+    """`text` with the tables between its markers made anew; one without results stays. Raises NbtoolsError."""
+    makers = {"lessons": lessons_table, "transfer": transfer_table}
+    for name in re.findall(r"<!-- report:begin (\S+) -->", text):
+        here = re.escape(name)
+        block = re.compile(rf"(<!-- report:begin {here} -->\n).*?(<!-- report:end {here} -->)", re.S)
+        if name not in makers or not block.search(text):
+            known = ", ".join(makers)
+            raise NbtoolsError(f"README.md's block {name!r} needs a report:end marker and one of the names {known}.")
+        if table := makers[name]():
+            text = block.sub(lambda found, table=table: f"{found[1]}\n{table}\n\n{found[2]}", text)
+    return text
+
+
+def keep_history():
+    """(file, bytes): results/<machine>/history.jsonl with one line more; None if it has the last test run already."""
+    source, file = ROOT / "build" / "notebooks.json", RESULTS / slug(machine()) / "history.jsonl"
+    kept = file.read_text(encoding="utf-8") if file.exists() else ""
+    if not source.exists():
+        return file, None
+    when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(source.stat().st_mtime))
+    ran = {
+        Path(row["notebook"]).stem: {
+            "seconds": round(row["seconds"], 1),
+            "peak_gb": round(row["peak_gb"], 2),
+            "units": round(row["seconds"] / row["calibration_s"], 1),
+        }
+        for row in json.loads(source.read_text(encoding="utf-8"))
+        if row["profile"] == current().name and not row["failed"]
+    }  # a failed one stopped early
+    if not ran or (kept and json.loads(kept.splitlines()[-1])["when"] >= when):
+        return file, None
+    short = {name: versions()[name] for name in ("torch", "transformers", "ipywidgets")}
+    line = {"when": when, "profile": current().name, "commit": commit(), "versions": short, "notebooks": ran}
+    return file, f"{kept}{json.dumps(line)}\n".encode()
+
+
+def measured():
+    """{(notebook, profile): seconds, peak_gb and `where` of its latest test run}, out of results/*/history.jsonl."""
+    lines = [
+        (json.loads(line), file.parent.name)
+        for file in sorted(RESULTS.glob("*/history.jsonl"))
+        for line in file.read_text(encoding="utf-8").splitlines()
+    ]
+    return {
+        (name, line["profile"]): {**ran, "where": f"{folder} on {line['when'][:10]}"}
+        for line, folder in sorted(lines, key=lambda pair: pair[0]["when"])
+        for name, ran in line["notebooks"].items()
+    }
+
+
+def lessons_table():
+    """The map of lessons: what their front matter states, and in brackets what the latest test run measured."""
+    from . import notebooks
+
+    rows, seen, used = [], measured(), set()
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        front = notebooks.read(path).metadata.get("nbtools", {})
+        title = f"[{path.stem[:2]} {front.get('title', path.stem)}](notebooks/{path.name})"
+        row = {"Lesson": title, "Level": front.get("level")}
+        for profile in ("cpu", "gpu"):
+            minutes, peak = (front.get(key, {}).get(profile) for key in ("minutes", "peak_gb"))
+            ran = seen.get((path.stem, profile), {})
+            took, held = (f" ({ran['seconds'] / 60:.1f})", f" ({ran['peak_gb']:.1f})") if ran else ("", "")
+            used |= {ran["where"]} if ran else set()
+            row[f"Minutes, {profile.upper()}"] = f"{minutes:g}{took}" if minutes else None
+            row[f"Peak GB, {profile.upper()}"] = f"{peak:g}{held}" if peak else None
+        rows.append(row | {"Needs": ", ".join(front.get("needs", [])) or "nothing"})
+    return markdown(rows) + (f"\n\nIn brackets: measured on {'; '.join(sorted(used))}." if used else "")
+
+
+def accuracies():
+    """{strategy: {labels per class: (mean, half-width)}} of 01/transfer in percent, the shuffled control last."""
+    rows = select(load("01/transfer")["rows"], phase="report") if [*RESULTS.glob("*/01-transfer.json")] else []
+    arms = sorted(dict.fromkeys(row["arm"] for row in rows), key=lambda arm: arm.endswith("_shuffled"))
+    word = {arm: arm.replace("frozen_shuffled", "frozen, shuffled labels").replace("_", " ") for arm in arms}
+    return {
+        word[arm]: {
+            n: interval(100 * row["accuracy"] for row in select(rows, arm=arm, labels=n))
+            for n in sorted({row["labels"] for row in select(rows, arm=arm)})
+        }
+        for arm in arms
+    }
+
+
+def transfer_table():
+    """Test accuracy by strategy and labels per class as Markdown, with where it comes from; "" without results."""
+    if not (found := accuracies()):
+        return ""
+    show = {False: "{:.1f} ± {:.1f}", True: "{:.1f}"}  # one seed has no interval
+    rows = [
+        {"Strategy": arm} | {f"{n} labels per class": show[math.isnan(c[1])].format(*c) for n, c in cells.items()}
+        for arm, cells in found.items()
+    ]
+    about = load("01/transfer")
+    seeds = len({row["seed"] for row in select(about["rows"], phase="report")})
+    return (
+        f"{markdown(rows)}\n\nTest accuracy in percent, mean and 95 % interval over {seeds} seeds, learning rates "
+        f"tuned per strategy. Measured on {slug(about['machine'])}, {about['date']}, commit {about['commit']}."
+    )
+
+
+def transfer_figure():
+    """(file, bytes): accuracy against labels per class as PNG, a line with its band per strategy; None without any."""
+    from io import BytesIO
+
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    from . import plots
+
+    file, found, picture = RESULTS / "figures" / "transfer.png", accuracies(), BytesIO()
+    if not found:
+        return file, None
+    with mpl.rc_context():
+        plots.style()
+        figure = Figure()
+        ax = figure.subplots()
+        for i, (arm, cells) in enumerate(found.items()):
+            plots.band(ax, list(cells), list(cells.values()), arm, i)
+        counts = sorted({n for cells in found.values() for n in cells})
+        ax.set(xlabel="labels per class", ylabel="test accuracy in percent", xscale="log", ylim=(0, 100))
+        ax.set_xticks(counts, [str(n) for n in counts])
+        ax.set_xticks([], minor=True)
+        figure.legend(loc="outside right upper", fontsize=7)
+        figure.savefig(picture, format="png", dpi=200, metadata={"Software": None})
+    return file, picture.getvalue()

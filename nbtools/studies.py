@@ -1,10 +1,11 @@
 """Long experiments: `nbtools study NAME`, with progress and time left, resumable after any stop.
 
 Design choices
-- A study is a list of cells (dicts). Each runs alone, and its row is appended to build/studies/NAME.jsonl at once, so a stop loses
-  one cell at most and the next start goes on where the last one ended.
-- Two phases. "tune": every arm tries its settings on a training draw of its own and is scored on the validation split. "report":
-  each arm's best setting runs once per seed and is scored on the test split, which no choice has seen.
+- A study is a list of cells (dicts). Each runs alone, and its row is appended to build/studies/NAME.jsonl at once, so a
+  stop loses one cell at most and the next start goes on where the last one ended.
+- Two phases. "tune": every arm tries its settings on a training draw of its own and is scored on the validation split.
+  "report": each arm's best setting runs once per seed and is scored on the test split, which no choice has seen.
+- Rows of settings that the grid no longer holds stay in the log; they are neither chosen nor written to results/.
 - What is run is what the lesson teaches: the functions come out of the notebook by name.
 - `full=True` is the larger grid for a GPU.
 """
@@ -34,29 +35,48 @@ class Study:
 
 
 def run(name, full=False, seeds=None):
-    """Run or resume the study `name`; writes results/ and returns None. seeds: how many, default 5."""
+    """Run or resume the study `name`; writes results/ and returns None. seeds: these instead of 0 to 4."""
     if name not in STUDIES:
         raise NbtoolsError(f"There is no study {name!r}; there are {', '.join(STUDIES)}.")
     study, label = STUDIES[name], name + ("-full" if full else "")
     log = records.ROOT / "build" / "studies" / f"{label}.jsonl"
     log.parent.mkdir(parents=True, exist_ok=True)
-    done = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    seeds = tuple(range(int(seeds))) if seeds else SEEDS
-    tune = [dict(phase="tune", arm=arm, seed=TUNING_SEED, **condition, **setting)
-            for condition in study.conditions(full) for arm, settings in study.arms(full).items() for setting in settings]
+    done, seeds = resume(log), tuple(seeds or SEEDS)
+    arms, conditions = study.arms(full), study.conditions(full)
+    tune = [
+        dict(phase="tune", arm=arm, seed=TUNING_SEED, **condition, **setting)
+        for condition in conditions
+        for arm, settings in arms.items()
+        for setting in settings
+    ]
     work(study, tune, done, log, f"{label}, tuning")
-    chosen = [dict(phase="report", arm=arm, **condition, **best(done, study, arm, condition, full))
-              for condition in study.conditions(full) for arm in study.arms(full)]
+    chosen = [
+        dict(phase="report", arm=arm, **condition, **best(done, settings, arm, condition))
+        for condition in conditions
+        for arm, settings in arms.items()
+    ]
     work(study, [cell | {"seed": seed} for seed in seeds for cell in chosen], done, log, f"{label}, reporting")
-    file = records.save(study.lesson, label, done, about=study.about)
-    print(f"{label}: {len(done)} runs, written to {file.relative_to(records.ROOT)}. The log of single runs is {log.relative_to(records.ROOT)}.")
+    rows = [row for row in done if any(records.select([row], **cell) for cell in (*tune, *chosen))]
+    file = records.save(study.lesson, label, rows, about=study.about).relative_to(records.ROOT)
+    print(f"{label}: {len(rows)} runs, written to {file}. The log of single runs is {log.relative_to(records.ROOT)}.")
 
 
-def best(done, study, arm, condition, full):
-    """The setting with the highest validation score of an arm under a condition."""
-    rows = records.select(done, phase="tune", arm=arm, **condition)
-    top = max(rows, key=lambda row: row["score"])
-    return {key: top[key] for key in study.arms(full)[arm][0]}
+def resume(log):
+    """The rows of a log; a last line that a kill left half-written is cut off, and its cell runs again."""
+    if not log.exists():
+        return []
+    text = log.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        with log.open("r+") as file:
+            file.truncate(len(whole.encode()))
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def best(done, settings, arm, condition):
+    """Which of `settings` has the highest validation score for an arm under a condition."""
+    tuned = records.select(done, phase="tune", arm=arm, **condition)
+    return max(settings, key=lambda setting: records.select(tuned, **setting)[0]["score"])
 
 
 def work(study, cells, done, log, title):
@@ -98,7 +118,10 @@ def _score(cell, model):
     accuracy = lesson.correct(model, images, labels).float().mean().item()
     if cell["phase"] == "tune":
         return {"score": accuracy}
-    worse = {kind: lesson.correct(model, lesson.corrupt(images[:500], kind), labels[:500]).float().mean().item() for kind in ("noise", "blur")}
+    worse = {
+        kind: lesson.correct(model, lesson.corrupt(images[:500], kind), labels[:500]).float().mean().item()
+        for kind in ("noise", "blur")
+    }
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return {"accuracy": accuracy, **worse, "trainable": trainable}
 
@@ -112,7 +135,15 @@ def transfer_run(cell):
     if cell["arm"].endswith("_shuffled"):
         y = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(cell["seed"]))]
     strategy = lesson.STRATEGIES[cell["arm"].removesuffix("_shuffled")]
-    model = strategy(x, y, lr=cell["lr"], steps=lesson.STEPS[cell["labels"]], fixed_statistics=cell["fixed"], seed=cell["seed"], tick=_quiet)
+    model = strategy(
+        x,
+        y,
+        lr=cell["lr"],
+        steps=lesson.STEPS[cell["labels"]],
+        fixed_statistics=cell["fixed"],
+        seed=cell["seed"],
+        tick=_quiet,
+    )
     return _score(cell, model)
 
 
@@ -123,11 +154,18 @@ def _settings(rates, fixed=(False,)):
 def transfer_arms(full):
     """Learning rates, and for fine-tuning whether norms keep ImageNet's statistics: both chosen by validation."""
     wide = (1e-4,) if full else ()
-    both = (False, True) if full else (False,)
-    tuned = [*_settings((*wide, 1e-3, 3e-3), both), *_settings((3e-4,), (True,))]
-    return {"scratch": _settings((*wide, 1e-3, 3e-3, 1e-2)), "frozen": _settings((1e-3, 3e-3, 1e-2)),
-            "frozen_shuffled": _settings((3e-3,)), "partial": tuned, "full": tuned, "discriminative": tuned, "progressive": tuned,
-            "probe_then_tune": [*_settings((1e-4, 3e-4), (True,)), *_settings((1e-3,), (False,)), *(_settings((1e-3,), (True,)) if full else [])]}
+    tuned = [*_settings((*wide, 1e-3, 3e-3)), *_settings((1e-4, 3e-4, 1e-3), (True,))]
+    gentle = [*_settings((1e-4, 3e-4, 1e-3), (True,)), *_settings((1e-3,))]
+    return {
+        "scratch": _settings((*wide, 1e-3, 3e-3, 1e-2)),
+        "frozen": _settings((1e-3, 3e-3, 1e-2)),
+        "frozen_shuffled": _settings((3e-3,)),
+        "partial": tuned,
+        "full": tuned,
+        "discriminative": tuned,
+        "progressive": tuned,
+        "probe_then_tune": gentle,
+    }
 
 
 def augment_run(cell):
@@ -135,7 +173,13 @@ def augment_run(cell):
     lesson = _lesson01()
     data, arm = lesson.data, cell["arm"]
     x, y = lesson.draw(data, cell["labels"], cell["seed"])
-    options = {"tick": _quiet, "steps": lesson.STEPS[cell["labels"]], "fixed_statistics": True, "lr": cell["lr"], "seed": cell["seed"]}
+    options = {
+        "tick": _quiet,
+        "steps": lesson.STEPS[cell["labels"]],
+        "fixed_statistics": True,
+        "lr": cell["lr"],
+        "seed": cell["seed"],
+    }
     if arm == "no warm-up":
         options["warmup"] = 1 / options["steps"]
     elif arm == "early stopping":
@@ -156,8 +200,18 @@ def _labels(small, large, full):
 
 
 STUDIES = {
-    "transfer": Study("01", transfer_arms, partial(_labels, (10, 30, 100), (10, 30, 100)), transfer_run,
-                      "accuracy on 1,000 CIFAR-10 images (noise, blur: 500), by strategy and labels per class"),
-    "augment": Study("01", augment_arms, partial(_labels, (30,), (10, 30, 100)), augment_run,
-                     "probe-then-tune at 30 labels per class: augmentations, warm-up and early stopping"),
+    "transfer": Study(
+        "01",
+        transfer_arms,
+        partial(_labels, (10, 30, 100), (10, 30, 100)),
+        transfer_run,
+        "accuracy on 1,000 CIFAR-10 images (noise, blur: 500), by strategy and labels per class",
+    ),
+    "augment": Study(
+        "01",
+        augment_arms,
+        partial(_labels, (30,), (10, 30, 100)),
+        augment_run,
+        "probe-then-tune at 30 labels per class: augmentations, warm-up and early stopping",
+    ),
 }

@@ -1,9 +1,9 @@
 """The training loop of the course: plain enough to read in two minutes, and used by every lesson that trains.
 
 Design choices
-- `loss_fn(model, batch)` returns a SUM over the loss terms (images, or tokens that carry a label) and `count(batch)` says how many
-  there are. The loop divides by the count of the whole step, so accumulating micro-batches of unequal length gives exactly the
-  gradient of the large batch. The mean of means does not.
+- `loss_fn(model, batch)` returns a SUM over the loss terms (images, or tokens that carry a label) and `count(batch)`
+  says how many there are. The loop divides by the count of the whole step, so accumulating micro-batches of unequal
+  length gives exactly the gradient of the large batch. The mean of means does not.
 - The caller owns the optimizer and its groups: which parameters train is the subject of several lessons.
 - `tick(step, steps, loss=..., ...)` reports each step; a panel's tick stops a run by raising.
 - Left out on purpose: a loss scaler (lesson on mixed precision), checkpoints, several devices.
@@ -23,7 +23,7 @@ def seed_everything(seed):
     import torch
 
     random.seed(seed)
-    np.random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - what libraries draw from
     torch.manual_seed(seed)
     return torch.Generator().manual_seed(seed)
 
@@ -68,20 +68,39 @@ def forever(batches):
             empty = False
             yield batch
         if empty:
-            raise ValueError("batches is empty or a spent iterator; pass a list, a DataLoader, or a function that returns a fresh iterator")
+            raise ValueError(
+                "batches is empty or a spent iterator; pass a list, a DataLoader, or a function that "
+                "returns a fresh iterator"
+            )
 
 
-def fit(model, batches, optimizer, steps, loss_fn=cross_entropy_sum, count=rows, accumulate=1, clip=None, schedule=None,
-        train_mode=None, mixed=True, evaluate=None, eval_every=0, patience=0, tick=None):
+def fit(
+    model,
+    batches,
+    optimizer,
+    steps,
+    loss_fn=cross_entropy_sum,
+    count=rows,
+    accumulate=1,
+    clip=None,
+    schedule=None,
+    train_mode=None,
+    mixed=True,
+    evaluate=None,
+    eval_every=0,
+    patience=0,
+    tick=None,
+):
     """Train for `steps` optimizer steps and return the history, a list of one dict per step: step, loss, lr, seconds.
 
-    batches     re-iterable (or a function that returns an iterator) of micro-batches; `accumulate` of them make one step
+    batches     re-iterable (or function that returns an iterator) of micro-batches; `accumulate` of them make one step
     loss_fn     (model, batch) -> summed loss, a scalar tensor;  count  (batch) -> number of terms in that sum
-    clip        largest gradient norm, or None;  schedule  a torch or transformers scheduler, stepped once per optimizer step
+    clip        largest gradient norm, or None
+    schedule    a torch or transformers scheduler, stepped once per optimizer step
     train_mode  (model) -> None, puts layers in train or eval mode; default `model.train()`
     mixed       use the profile's 16-bit compute type under autocast
-    evaluate    () -> score, higher is better, asked every `eval_every` steps; after `patience` scores without a new best the
-                run stops early and the best weights come back
+    evaluate    () -> score, higher is better, asked every `eval_every` steps; after `patience` scores without a new
+                best the run stops early; where `patience` is given, the best weights come back
     """
     import torch
 
@@ -113,9 +132,9 @@ def fit(model, batches, optimizer, steps, loss_fn=cross_entropy_sum, count=rows,
             model.eval()
             row["score"] = evaluate()
             train_mode(model)
-            if best.is_over(row["score"]):
-                break
         tick(step, steps, **{k: row[k] for k in ("loss", "score") if k in row})
+        if "score" in row and best.is_over(row["score"]):
+            break
     best.restore()
     return history
 
@@ -151,6 +170,7 @@ def print_progress(every=5.0):
         if now - last < every and step + 1 < steps:
             return
         last, left = now, (now - start) / (step + 1) * (steps - step - 1)
-        print(f"step {step + 1}/{steps}  " + "  ".join(f"{k} {v:.3f}" for k, v in metrics.items()) + f"  {left:.0f} s left", flush=True)
+        shown = "  ".join(f"{k} {v:.3f}" for k, v in metrics.items())
+        print(f"step {step + 1}/{steps}  {shown}  {left:.0f} s left", flush=True)
 
     return tick

@@ -3,6 +3,8 @@
 import base64
 import io
 import json
+import os
+import tempfile
 
 from . import assets
 from .errors import NbtoolsError
@@ -38,9 +40,9 @@ def photo(name):
 def efficientnet_lite0(num_classes=1000, pretrained=True):
     """EfficientNet-Lite0 (Tan 2020) from timm; ImageNet weights from the asset; input (B, 3, H, W), mean = std = 0.5.
 
-    The asset names its tensors otherwise than timm does, in the same order: tensors are paired by position, and a shape that
-    does not fit is an error. With `num_classes` other than 1000 the head is a fresh `nn.Linear`: timm's own start for a head is
-    eleven times wider here (fan-out of 10 against fan-in of 1280), and that noise costs a probe with few labels dearly.
+    The asset names its tensors otherwise than timm does, in the same order: tensors are paired by position, and a shape
+    that does not fit is an error. With `num_classes` other than 1000 the head is a fresh `nn.Linear`: timm's own start
+    for a head is eleven times wider (fan-out 10 against fan-in 1280), and a probe with few labels never unlearns it.
     """
     import timm
     import torch
@@ -55,17 +57,21 @@ def efficientnet_lite0(num_classes=1000, pretrained=True):
 
 
 def rename(weights, own):
-    """Give the tensors of `weights` the names of `own`, pair by pair; raises NbtoolsError where number or shape differ."""
+    """Give the tensors of `weights` the names of `own`, pair by pair. Raises NbtoolsError where they do not fit."""
     if len(own) != len(weights):
-        raise NbtoolsError(f"timm's model has {len(own)} tensors and the file {len(weights)}; install the timm version of requirements.lock.")
+        raise NbtoolsError(
+            f"timm's model has {len(own)} tensors, the file {len(weights)}; install the timm of requirements.lock."
+        )
     for (mine, a), (theirs, b) in zip(own.items(), weights.items(), strict=True):
         if a.shape != b.shape:
-            raise NbtoolsError(f"{mine} {tuple(a.shape)} does not fit {theirs} {tuple(b.shape)}; install the timm of requirements.lock.")
+            raise NbtoolsError(
+                f"{mine} {tuple(a.shape)} is not {theirs} {tuple(b.shape)}; install the timm of requirements.lock."
+            )
     return dict(zip(own, weights.values(), strict=True))
 
 
 def resnet50(num_classes=1000, pretrained=True):
-    """ResNet-50 (He 2015) from torchvision; the weights come from torchvision's own download, or its cache."""
+    """ResNet-50 (He 2015) from torchvision, weights by its own download; input in [-1, 1] as above."""
     import torch
     from torchvision.models import ResNet50_Weights
     from torchvision.models import resnet50 as build
@@ -75,13 +81,13 @@ def resnet50(num_classes=1000, pretrained=True):
         model.load_state_dict(ResNet50_Weights.DEFAULT.get_state_dict(check_hash=True))
     if num_classes != 1000:
         model.fc = torch.nn.Linear(model.fc.in_features, num_classes)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    model.register_forward_pre_hook(lambda _, args: ((args[0] / 2 + 0.5 - mean.to(args[0])) / std.to(args[0]),))
     return model
 
 
 def backbones():
     """Names of the pretrained image models that can be used without a download, by asking the caches."""
-    import os
-
     import torch
     from torchvision.models import ResNet50_Weights
 
@@ -90,9 +96,37 @@ def backbones():
 
 
 def smollm2():
-    """SmolLM2-135M-Instruct as (model, tokenizer), float32, from its 4-bit GGUF: the weights are de-quantised, not the original."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    """SmolLM2-135M-Instruct as (model, tokenizer), float32: de-quantised from a 4-bit GGUF, not the original.
 
-    folder, name = assets.path("smollm2-135m-instruct"), "SmolLM2-135M-Instruct.Q4_1.gguf"
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
-    return AutoModelForCausalLM.from_pretrained(folder, gguf_file=name), tokenizer
+    Reading the GGUF takes half a minute, so the first call keeps a converted copy (bit-exact) beside the assets.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    source, name = assets.fetch("smollm2-135m-instruct"), "SmolLM2-135M-Instruct.Q4_1.gguf"
+    copy = source.with_name(source.name + "-converted")
+    plain = {"clean_up_tokenization_spaces": False}  # decode what is there; the file's flag only draws a warning
+    if copy.exists():
+        return AutoModelForCausalLM.from_pretrained(copy), AutoTokenizer.from_pretrained(copy, **plain)
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=name, **plain)
+    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=name)
+    _keep_converted(model, tokenizer, copy)
+    return model, tokenizer
+
+
+def _keep_converted(model, tokenizer, folder):
+    """Save a de-quantised model so that it loads as an ordinary one; where the cache is read-only, do not."""
+    del model.config.quantization_config
+    model.is_quantized = False
+    for name in ("hf_quantizer", "quantization_method"):
+        vars(model).pop(name, None)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder.parent) as part:
+            model.save_pretrained(part)
+            tokenizer.save_pretrained(part)
+            os.chmod(part, 0o755)  # a temporary directory is its owner's alone
+            os.replace(part, folder)
+            os.mkdir(part)  # TemporaryDirectory wants to remove something
+    except OSError:
+        return
