@@ -262,8 +262,8 @@ def keep_history():
             "units": round(row["seconds"] / row["calibration_s"], 1),
         }
         for row in json.loads(source.read_text(encoding="utf-8"))
-        if row["profile"] == current().name and not row["failed"]
-    }  # a failed one stopped early
+        if row["profile"] == current().name and not row["failed"]  # a failed one stopped early
+    }
     if not ran or (kept and json.loads(kept.splitlines()[-1])["when"] >= when):
         return file, None
     short = {name: versions()[name] for name in ("torch", "transformers", "ipywidgets")}
@@ -330,10 +330,8 @@ def transfer_table():
     ]
     about = load("01/transfer")
     seeds = len({row["seed"] for row in select(about["rows"], phase="report")})
-    return (
-        f"{markdown(rows)}\n\nTest accuracy in percent, mean and 95 % interval over {seeds} seeds, learning rates "
-        f"tuned per strategy. Measured on {slug(about['machine'])}, {about['date']}, commit {about['commit']}."
-    )
+    where = f"{slug(about['machine'])}, {about['date']}, commit {about['commit']}"
+    return f"{markdown(rows)}\n\nIn percent, mean and 95 % interval of {seeds} seeds. Measured on {where}."
 
 
 def transfer_figure():

@@ -181,7 +181,7 @@ def augment_run(cell):
         "seed": cell["seed"],
     }
     if arm == "no warm-up":
-        options["warmup"] = 1 / options["steps"]
+        options["warmup"] = 0
     elif arm == "early stopping":
         options["stop_on"] = (data.images[data.val[-300:]], data.labels[data.val[-300:]])
     else:
