@@ -66,7 +66,7 @@ def test(args):
         "package": [python, *pytest, "tests"],
         "notebooks": [python, *pytest, *nbval],
         "contract": [python, "-m", "nbtools.cli", "check"],
-        "colab": [".venv-colab/bin/python", *pytest, "tests/test_widgets.py"],
+        "colab": [".venv-colab/bin/python", *pytest, "tests/test_widgets.py", "tests/test_meters.py"],
     }
     if unknown := {*args.stages} - {*stages}:
         raise NbtoolsError(f"There is no test stage {min(unknown)!r}: choose from {', '.join(stages)}.")

@@ -111,7 +111,11 @@ def svg_chart(series, *, xlabel, ylabel, width=560, height=260, bands=(), points
         if s["xy"]:
             body.append(_mark(i, px(s["xy"][-1][0]), py(s["xy"][-1][1])))
     body += [_mark(len(series) + i, px(p["x"]), py(p["y"])) for i, p in enumerate(points)]
-    body += [_key(i, s["label"], right, top) for i, s in enumerate([*series, *points]) if s.get("label")]
+    named = [(i, s["label"]) for i, s in enumerate([*series, *points]) if s.get("label")]
+    ends = [py(y) for x, y in dots if math.isfinite(y) and px(x) > (left + 2 * right) / 3]
+    high = bool(ends) and sum(ends) / len(ends) < (top + bottom) / 2  # curves that end high leave the lower corner free
+    key_top = max(top, bottom - 16 * len(named) - 4) if high else top
+    body += [_key(row, i, label, right, key_top) for row, (i, label) in enumerate(named)]
     name = html.escape(title or f"{ylabel} by {xlabel}")
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" viewBox="0 0 {width} {height}" width="{width}" '
@@ -162,8 +166,8 @@ def _axes(x0, x1, y0, y1, px, py, frame, xlabel, ylabel):
     return "".join(lines)
 
 
-def _key(i, label, right, top):
-    y, colour, dash = top + 12 + 16 * i, COLOURS[i % LOOKS], DASHES[i % LOOKS]
+def _key(row, i, label, right, top):
+    y, colour, dash = top + 12 + 16 * row, COLOURS[i % LOOKS], DASHES[i % LOOKS]
     line = f'stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"'
     return (
         f'<path d="M{right - 24} {y - 4}h22" {line}/>{_mark(i, right - 13, y - 4)}'

@@ -169,7 +169,7 @@ def transfer_arms(full):
 
 
 def augment_run(cell):
-    """Probe-then-tune with one augmentation, or without warm-up, or with early stopping on 300 validation images."""
+    """Probe-then-tune with one augmentation, or without warm-up, or with early stopping on 300 images of its own."""
     lesson = _lesson01()
     data, arm = lesson.data, cell["arm"]
     x, y = lesson.draw(data, cell["labels"], cell["seed"])
@@ -183,7 +183,7 @@ def augment_run(cell):
     if arm == "no warm-up":
         options["warmup"] = 0
     elif arm == "early stopping":
-        options["stop_on"] = (data.images[data.val[-300:]], data.labels[data.val[-300:]])
+        options["stop_on"] = (data.images[data.stop], data.labels[data.stop])
     else:
         options["augment"] = lesson.augmenter(arm)
     return _score(cell, lesson.probe_then_tune(x, y, **options))
