@@ -5,8 +5,8 @@ A rule is a function of the notebook and its path that yields a sentence for eac
   {"cpu": number, "gpu": number or null};
 - the text before the first code cell: heading, `**Claim...**`, the minutes it takes, the Colab badge;
 - the first code cell sets up, the second imports, and no other cell imports anything;
-- a result in text: `0.73<!-- results:01/frontier.full.30.accuracy -->`. Other decimals, percentages and `2x` must stand
-  in a checked output, in code quotes or a formula, or in a cell tagged `no-results` (others' numbers, versions).
+- a result in text: `0.73<!-- results:01/transfer?arm=full&labels=30#accuracy -->`. Other decimals, percentages and
+  `2x` must stand in a checked output, in code quotes or a formula, or in a cell tagged `no-results` (others' numbers).
 """
 
 import ast

@@ -29,13 +29,13 @@ def seed_everything(seed):
 
 
 def autocast(enabled=True):
-    """Mixed precision as the profile says: a context manager; does nothing where the compute type is float32."""
+    """Mixed precision where the profile has bfloat16, else nothing: float16 would need a loss scaler."""
     import torch
 
     profile = current()
-    if not (enabled and profile.autocast):
+    if not (enabled and profile.dtype == "bfloat16"):
         return contextlib.nullcontext()
-    return torch.autocast(profile.device, dtype=getattr(torch, profile.dtype))
+    return torch.autocast(profile.device, dtype=torch.bfloat16)
 
 
 def to_device(batch, device):
@@ -98,7 +98,7 @@ def fit(
     clip        largest gradient norm, or None
     schedule    a torch or transformers scheduler, stepped once per optimizer step
     train_mode  (model) -> None, puts layers in train or eval mode; default `model.train()`
-    mixed       use the profile's 16-bit compute type under autocast
+    mixed       compute in bfloat16 under autocast where the profile has it
     evaluate    () -> score, higher is better, asked every `eval_every` steps; after `patience` scores without a new
                 best the run stops early; where `patience` is given, the best weights come back
     """
@@ -113,6 +113,8 @@ def fit(
     for step in range(steps):
         micro = [to_device(next(stream), device) for _ in range(accumulate)]
         terms = sum(count(b) for b in micro)
+        if not terms:
+            raise ValueError(f"step {step} has nothing to learn from: 0 loss terms; look at its labels and mask")
         optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for batch in micro:

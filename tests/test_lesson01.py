@@ -15,7 +15,9 @@ from torchvision.transforms import v2
 from nbtools import assets, notebooks, zoo
 from nbtools.errors import NbtoolsError
 
-TAUGHT = "to_pixels load_data draw stages unfreeze_top param_groups set_mode finetune embed correct corrupt mixup"
+TAUGHT = (
+    "to_pixels load_data draw stages unfreeze_top param_groups set_mode finetune embed correct corrupt mixup STRATEGIES"
+)
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +215,21 @@ def test_frozen_norms_keep_their_statistics(lesson, name):
     model.train()
     model(torch.rand(2, 3, 32, 32))
     assert changed(frozen, states[0]) == {n for n in states[0] if n.endswith(NORM_STATE)}
+
+
+@pytest.mark.parametrize("strategy", ["scratch", "frozen", "partial", "progressive", "probe_then_tune"])
+def test_a_seed_fixes_the_start_and_the_whole_run(lesson, strategy):
+    """Random numbers drawn before a run must not change it: a resumed study would give other results."""
+    images, labels = pictures(8)
+
+    def run(seed, before):
+        torch.rand(before)
+        options = {"lr": 1e-3, "steps": 8, "seed": seed, "tick": lambda *a, **k: None}
+        return lesson.STRATEGIES[strategy](images, labels, **options).classifier.weight
+
+    first = run(3, before=1)
+    assert torch.equal(first, run(3, before=7))
+    assert not torch.equal(first, run(4, before=1))
 
 
 @pytest.mark.parametrize("given", ["open", "all"])

@@ -275,7 +275,12 @@ def profile(dtype):
 
 @pytest.mark.parametrize(
     ("dtype", "mixed", "seen"),
-    [("bfloat16", True, torch.bfloat16), ("bfloat16", False, torch.float32), ("float32", True, torch.float32)],
+    [
+        ("bfloat16", True, torch.bfloat16),
+        ("bfloat16", False, torch.float32),
+        ("float32", True, torch.float32),
+        ("float16", True, torch.float32),  # without a loss scaler its gradients would underflow
+    ],
 )
 def test_the_compute_type_is_the_profile_s(monkeypatch, dtype, mixed, seen):
     monkeypatch.setattr(train, "current", lambda: profile(dtype))
@@ -391,3 +396,10 @@ def test_progress_says_loss_and_time_left_now_and_then_and_at_the_end(monkeypatc
         tick(step, 4, loss=1 / (step + 1))
     lines = capsys.readouterr().out.splitlines()
     assert lines == ["step 2/4  loss 0.500  6 s left", "step 4/4  loss 0.250  0 s left"]
+
+
+def test_a_step_without_any_label_says_so():
+    batches = [(torch.ones(2, 3), torch.empty(0, dtype=torch.long))]
+    model = torch.nn.Linear(3, 2)
+    with pytest.raises(ValueError, match="step 0 has nothing to learn from: 0 loss terms"):
+        train.fit(model, batches, torch.optim.SGD(model.parameters(), lr=0.1), steps=1, tick=lambda *a, **k: None)
