@@ -106,10 +106,10 @@ def smollm2():
     logging.disable_progress_bar()
     source, name = assets.fetch("smollm2-135m-instruct"), "SmolLM2-135M-Instruct.Q4_1.gguf"
     copy = source.with_name(source.name + "-converted")
-    plain = {"clean_up_tokenization_spaces": False}  # decode what is there; the file's flag only draws a warning
     if copy.exists():
-        return AutoModelForCausalLM.from_pretrained(copy), AutoTokenizer.from_pretrained(copy, **plain)
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=name, **plain)
+        return AutoModelForCausalLM.from_pretrained(copy), AutoTokenizer.from_pretrained(copy)
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=name)
+    tokenizer.clean_up_tokenization_spaces = False  # decode what is there; the file's flag only draws a warning
     model = AutoModelForCausalLM.from_pretrained(source, gguf_file=name)
     _keep_converted(model, tokenizer, copy)
     return model, tokenizer

@@ -203,7 +203,7 @@ def test_live_view_moves_by_itself(shown, cuda):
         time.sleep(0.2)
         assert view.value != first
     assert "nbt-meter" in view._dom_classes and not threads()
-    assert re.search(r'role="img" aria-label="process memory [\d.]+ MiB, peak [\d.]+ MiB, over 0 s"', view.value)
+    assert re.search(r'role="img" aria-label="process memory [\d.]+ [MG]iB, peak [\d.]+ [MG]iB, over \d s"', view.value)
     assert "CUDA allocated 180 B, peak 180 B; CUDA reserved 200 B, peak 200 B" in view.value
     assert view.value.count("<polyline") == 3 and "nan" not in view.value
     assert m.peak_allocated == 180
