@@ -15,7 +15,7 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 def cifar10():
     """CIFAR-10's 10,000 test images as (images, labels): uint8 (10000, 3, 32, 32) and int64 (10000,), sorted by class.
 
-    Krizhevsky 2009. The decoded tensors are kept beside the asset, since decoding takes a second or two.
+    Krizhevsky 2009. Decoded from the asset's PNGs at each call.
     """
     import numpy as np
     import torch
@@ -42,7 +42,7 @@ def efficientnet_lite0(num_classes=1000, pretrained=True):
 
     The asset names its tensors otherwise than timm does, in the same order: tensors are paired by position, and a shape
     that does not fit is an error. With `num_classes` other than 1000 the head is a fresh `nn.Linear`: timm's own start
-    for a head is eleven times wider (fan-out 10 against fan-in 1280), and a probe with few labels never unlearns it.
+    for a head is eleven times wider (fan-out 10 against fan-in 1280), noise that a probe with few labels has to unlearn.
     """
     import timm
     import torch
