@@ -42,7 +42,7 @@ def efficientnet_lite0(num_classes=1000, pretrained=True):
 
     The asset names its tensors otherwise than timm does, in the same order: tensors are paired by position, and a shape
     that does not fit is an error. With `num_classes` other than 1000 the head is a fresh `nn.Linear`: timm's own start
-    for a head is eleven times wider (fan-out 10 against fan-in 1280), noise that a probe with few labels has to unlearn.
+    for a head is eleven times wider (fan-out 10 against fan-in 1280), noise that few labels have to unlearn.
     """
     import timm
     import torch
