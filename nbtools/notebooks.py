@@ -426,6 +426,33 @@ def definitions(path, *names):
 
     Executed are these and, of what their code mentions, imports, functions, classes and UPPER_CASE constants.
     """
+    name = find(path).stem
+    module = sys.modules[name] = types.ModuleType(name)  # where dataclasses and pickle look a class up
+    for s in _needed(path, names):
+        linecache.cache[s.where] = (len(s.text), None, s.text.splitlines(True), s.where)  # for inspect.getsource
+        exec(compile(ast.Module([s.node], []), s.where, "exec"), module.__dict__)
+    return {name: module.__dict__[name] for name in names}
+
+
+def fingerprint(*sources):
+    """Twelve hex digits that change when what the code does may have changed, not when comments or docstrings do."""
+    shapes = []
+    for source in sources:
+        tree = ast.parse(source)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module) and ast.get_docstring(node) is not None:
+                node.body = node.body[1:] or [ast.Pass()]
+        shapes.append(ast.unparse(tree))
+    return hashlib.sha256("\n".join(shapes).encode()).hexdigest()[:12]
+
+
+def source_of(path, *names):
+    """The source text that `definitions` would execute for these names."""
+    return "\n".join(ast.unparse(s.node) for s in _needed(path, names))
+
+
+def _needed(path, names):
+    """The statements that define `names` and what their code mentions, in order."""
     source = find(path)
     nb = read(source)
     statements = [
@@ -444,12 +471,7 @@ def definitions(path, *names):
         if name in every and name not in needed and (name in proper or name in names or name.isupper()):
             needed.add(name)
             queue += [n.id for s in statements if name in s.names for n in ast.walk(s.node) if isinstance(n, ast.Name)]
-    module = sys.modules[source.stem] = types.ModuleType(source.stem)  # where dataclasses and pickle look a class up
-    for s in statements:
-        if s.names & (needed - proper if s.assigns else needed):
-            linecache.cache[s.where] = (len(s.text), None, s.text.splitlines(True), s.where)  # for inspect.getsource
-            exec(compile(ast.Module([s.node], []), s.where, "exec"), module.__dict__)
-    return {name: module.__dict__[name] for name in names}
+    return [s for s in statements if s.names & (needed - proper if s.assigns else needed)]
 
 
 def _bound(node):

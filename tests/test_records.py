@@ -1,5 +1,6 @@
 """Records, studies and the README's tables, all on a made-up tree: numbers by hand, stops at any moment, no peeking."""
 
+import inspect
 import json
 import math
 import os
@@ -349,7 +350,9 @@ arms = lambda full: {{"a": [{{"lr": i}} for i in range(9)]}}
 studies.STUDIES["toy"] = studies.Study("01", arms, lambda full: [{{}}], run, "")
 studies.run("toy")
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=notebooks.ROOT, capture_output=True, text=True)
+    script = root / "killed.py"
+    script.write_text(code)
+    done = subprocess.run([sys.executable, script], cwd=notebooks.ROOT, capture_output=True, text=True)
     assert done.returncode == -9, done.stderr
     assert [r["lr"] for r in studies.resume(root / "build" / "studies" / "toy.jsonl")] == [0, 1, 2]
 
@@ -364,6 +367,39 @@ def test_rows_of_an_older_grid_neither_choose_nor_count(toy, root):
     rows = saved(root)["rows"]
     assert {r["lr"] for r in rows if r["arm"] == "a"} == {0.1, 0.29}
     assert records.lookup("01/toy?arm=a&labels=10#accuracy:n") == 5
+
+
+def test_rows_of_other_code_run_again(toy, root, monkeypatch, capsys):
+    """Resuming with a changed lesson must not set its results beside those of the old one."""
+    monkeypatch.setattr(studies.Study, "code", lambda self: "before")
+    toy.stop_at = 5
+    with pytest.raises(KeyboardInterrupt):
+        studies.run("toy")
+    monkeypatch.setattr(studies.Study, "code", lambda self: "after")
+    toy.cells.clear()
+    studies.run("toy")
+    assert len(toy.cells) == 28 and "5 rows in toy.jsonl are of other code and are run again" in capsys.readouterr().out
+    assert saved(root)["code"] == "after" and len(saved(root)["rows"]) == 28
+
+
+def test_a_study_s_fingerprint_follows_the_lesson_the_loop_and_its_own_functions(monkeypatch):
+    lesson, loop = "def full(x):\n    return x", inspect.getsource(studies.train)
+    monkeypatch.setattr(studies.notebooks, "source_of", lambda path, *names: lesson)
+    study = studies.STUDIES["transfer"]
+    first = study.code()
+    lesson = 'def full(x):\n    """Words."""\n    return x  # words'
+    assert study.code() == first, "words change nothing"
+    lesson = "def full(x):\n    return x + 1"
+    assert study.code() != first
+    lesson = "def full(x):\n    return x"
+    assert study.code() == first
+    monkeypatch.setattr(studies, "_score", lambda cell, model: {"score": 1.0})
+    assert study.code() != first, "a helper of run"
+    monkeypatch.undo()
+    monkeypatch.setattr(studies.notebooks, "source_of", lambda path, *names: lesson)
+    real = inspect.getsource
+    monkeypatch.setattr(studies.inspect, "getsource", lambda f: loop + "x = 1" if f is studies.train else real(f))
+    assert study.code() != first, "the training loop"
 
 
 def test_other_seeds_the_full_grid_and_a_wrong_name(toy, root):
