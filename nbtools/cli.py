@@ -39,7 +39,9 @@ def fetch(args):
 def lab(args):
     """open JupyterLab on the course"""
     folder = notebooks.ROOT / "notebooks"
-    command = [sys.executable, "-m", "jupyterlab", *(["--allow-root"] if os.geteuid() == 0 else []), *args.options]
+    calm = ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    root = ["--allow-root"] if os.geteuid() == 0 else []
+    command = [sys.executable, "-m", "jupyterlab", *calm, *root, *args.options]
     first = next((path.name for path in sorted(folder.glob("*.ipynb"))), None)
     print(f"JupyterLab opens {folder / (first or '')}; Ctrl-C here ends it.", flush=True)
     process = subprocess.Popen([*command, "--ServerApp.answer_yes=True", *([first] if first else [])], cwd=folder)

@@ -142,7 +142,7 @@ def _control(name, spec):
         if not 0 < spec.low <= spec.default <= spec.high:
             raise PanelError(f"control {name}: log needs 0 < low <= default <= high, got {spec}")
         low, high = math.log10(spec.low), math.log10(spec.high)
-        return W.FloatLogSlider(spec.default, min=low, max=high, step=(high - low) / 40, readout_format=".2e")
+        return W.FloatLogSlider(spec.default, min=low, max=high, step=(high - low) / 40, readout_format=".3g")
     if isinstance(spec, tuple):
         numbers = len(spec) == 4 and all(isinstance(v, int | float) for v in spec)
         if not numbers or not spec[0] <= spec[3] <= spec[1] or spec[2] <= 0:

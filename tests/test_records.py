@@ -12,7 +12,7 @@ import sys
 import nbformat.v4 as v4
 import pytest
 
-from nbtools import notebooks, profiles, records, studies
+from nbtools import notebooks, profiles, records, studies, studies_01
 from nbtools.errors import NbtoolsError
 
 
@@ -263,7 +263,7 @@ class Toy:
 @pytest.fixture
 def toy(root, monkeypatch):
     toy = Toy()
-    monkeypatch.setattr(studies, "STUDIES", {"toy": toy.study()})
+    monkeypatch.setattr(studies, "known", lambda: {"toy": toy.study()})
     return toy
 
 
@@ -347,7 +347,7 @@ def run(cell):
     ran.append(cell)
     return {{"score": 1.0}}
 arms = lambda full: {{"a": [{{"lr": i}} for i in range(9)]}}
-studies.STUDIES["toy"] = studies.Study("01", arms, lambda full: [{{}}], run, "")
+studies.known = lambda: {{"toy": studies.Study("01", arms, lambda full: [{{}}], run, "")}}
 studies.run("toy")
 """
     script = root / "killed.py"
@@ -385,7 +385,7 @@ def test_rows_of_other_code_run_again(toy, root, monkeypatch, capsys):
 def test_a_study_s_fingerprint_follows_the_lesson_the_loop_and_its_own_functions(monkeypatch):
     lesson, loop = "def full(x):\n    return x", inspect.getsource(studies.train)
     monkeypatch.setattr(studies.notebooks, "source_of", lambda path, *names: lesson)
-    study = studies.STUDIES["transfer"]
+    study = studies.known()["transfer"]
     first = study.code()
     lesson = 'def full(x):\n    """Words."""\n    return x  # words'
     assert study.code() == first, "words change nothing"
@@ -393,7 +393,7 @@ def test_a_study_s_fingerprint_follows_the_lesson_the_loop_and_its_own_functions
     assert study.code() != first
     lesson = "def full(x):\n    return x"
     assert study.code() == first
-    monkeypatch.setattr(studies, "_score", lambda cell, model: {"score": 1.0})
+    monkeypatch.setattr(studies_01, "_score", lambda cell, model: {"score": 1.0})
     assert study.code() != first, "a helper of run"
     monkeypatch.undo()
     monkeypatch.setattr(studies.notebooks, "source_of", lambda path, *names: lesson)
@@ -413,7 +413,7 @@ def test_other_seeds_the_full_grid_and_a_wrong_name(toy, root):
 
 def test_the_studies_of_the_course_reach_their_cells():
     """Grids only: settings of an arm share their keys, tuning is never reported, arms name strategies."""
-    for name, study in studies.STUDIES.items():
+    for name, study in studies.known().items():
         for full in (False, True):
             conditions = study.conditions(full)
             for arm, settings in study.arms(full).items():
