@@ -236,14 +236,13 @@ def report():
 
 def fill(text):
     """`text` with the tables between its markers made anew; one without results stays. Raises NbtoolsError."""
-    makers = {"lessons": lessons_table, "transfer": transfer_table}
     for name in re.findall(r"<!-- report:begin (\S+) -->", text):
         here = re.escape(name)
         block = re.compile(rf"(<!-- report:begin {here} -->\n).*?(<!-- report:end {here} -->)", re.S)
-        if name not in makers or not block.search(text):
-            known = ", ".join(makers)
-            raise NbtoolsError(f"README.md's block {name!r} needs a report:end marker and one of the names {known}.")
-        if table := makers[name]():
+        if not re.fullmatch(r"lessons|\d\d/[a-z-]+", name) or not block.search(text):
+            names = "`lessons` or of a study, such as `01/transfer`"
+            raise NbtoolsError(f"README.md's block {name!r} needs a report:end marker and the name {names}.")
+        if table := lessons_table() if name == "lessons" else study_table(name):
             text = block.sub(lambda found, table=table: f"{found[1]}\n{table}\n\n{found[2]}", text)
     return text
 
@@ -305,30 +304,30 @@ def lessons_table():
     return markdown(rows) + (f"\n\nIn brackets: measured on {'; '.join(sorted(used))}." if used else "")
 
 
-def accuracies():
-    """{strategy: {labels per class: (mean, half-width)}} of 01/transfer in percent, the shuffled control last."""
-    rows = select(load("01/transfer")["rows"], phase="report") if [*RESULTS.glob("*/01-transfer.json")] else []
-    arms = sorted(dict.fromkeys(row["arm"] for row in rows), key=lambda arm: arm.endswith("_shuffled"))
-    word = {arm: arm.replace("frozen_shuffled", "frozen, shuffled labels").replace("_", " ") for arm in arms}
-    return {
-        word[arm]: {
-            n: interval(100 * row["accuracy"] for row in select(rows, arm=arm, labels=n))
-            for n in sorted({row["labels"] for row in select(rows, arm=arm)})
-        }
-        for arm in arms
-    }
+def accuracies(study):
+    """{arm: {condition: (mean, half-width)}} of a study in percent, shuffled controls last; {} without results.
+
+    A condition is (labels, share of wrong labels).
+    """
+    rows = select(load(study)["rows"], phase="report") if [*RESULTS.glob(f"*/{study.replace('/', '-')}.json")] else []
+    found = {}
+    for row in sorted(rows, key=lambda row: (row["arm"].endswith("_shuffled"), row["labels"])):
+        arm = row["arm"].replace("_shuffled", ", shuffled labels").replace("_", " ")
+        found.setdefault(arm, {}).setdefault((row["labels"], row.get("wrong", 0)), []).append(100 * row["accuracy"])
+    return {arm: {case: interval(values) for case, values in cells.items()} for arm, cells in found.items()}
 
 
-def transfer_table():
-    """Test accuracy by strategy and labels per class as Markdown, with where it comes from; "" without results."""
-    if not (found := accuracies()):
+def study_table(study):
+    """Test accuracy by arm and condition as Markdown, with where it comes from; "" without results."""
+    if not (found := accuracies(study)):
         return ""
     show = {False: "{:.1f} ± {:.1f}", True: "{:.1f}"}  # one seed has no interval
+    head = {case: f"{case[0]} labels" + f", {case[1]:.0%} wrong" * bool(case[1]) for c in found.values() for case in c}
     rows = [
-        {"Strategy": arm} | {f"{n} labels per class": show[math.isnan(c[1])].format(*c) for n, c in cells.items()}
+        {"Arm": arm} | {head[case]: show[math.isnan(c[1])].format(*c) for case, c in cells.items()}
         for arm, cells in found.items()
     ]
-    about = load("01/transfer")
+    about = load(study)
     seeds = len({row["seed"] for row in select(about["rows"], phase="report")})
     where = f"{slug(about['machine'])}, {about['date']}, commit {about['commit']}"
     return f"{markdown(rows)}\n\nIn percent, mean and 95 % interval of {seeds} seeds. Measured on {where}."
@@ -343,7 +342,7 @@ def transfer_figure():
 
     from . import plots
 
-    file, found, picture = RESULTS / "figures" / "transfer.png", accuracies(), BytesIO()
+    file, found, picture = RESULTS / "figures" / "transfer.png", accuracies("01/transfer"), BytesIO()
     if not found:
         return file, None
     with mpl.rc_context():
@@ -351,8 +350,8 @@ def transfer_figure():
         figure = Figure()
         ax = figure.subplots()
         for i, (arm, cells) in enumerate(found.items()):
-            plots.band(ax, list(cells), list(cells.values()), arm, i)
-        counts = sorted({n for cells in found.values() for n in cells})
+            plots.band(ax, [labels for labels, _ in cells], list(cells.values()), arm, i)
+        counts = sorted({labels for cells in found.values() for labels, _ in cells})
         ax.set(xlabel="labels per class", ylabel="test accuracy in percent", xscale="log", ylim=(0, 100))
         ax.set_xticks(counts, [str(n) for n in counts])
         ax.set_xticks([], minor=True)

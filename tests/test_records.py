@@ -445,7 +445,7 @@ def house(root, monkeypatch):
     (root / "notebooks" / "01_tune.ipynb").write_text(
         book("Tune | test", {"cpu": 3, "gpu": 1}, {"cpu": 3, "gpu": 2}, ["lesson 00", "a photo"])
     )
-    (root / "README.md").write_text(MARKERS.format("lessons") + MARKERS.format("transfer"))
+    (root / "README.md").write_text(MARKERS.format("lessons") + MARKERS.format("01/transfer"))
     means = {"scratch": 0.2, "frozen_shuffled": 0.1, "probe_then_tune": 0.7}
     rows = [row(arm, n, s, mean + s / 100) for arm, mean in means.items() for n in (100, 10) for s in range(3)]
     records.save("01", "transfer", [*rows, row("scratch", 10, 1000, 0.9, phase="tune", score=0.9)])
@@ -499,7 +499,7 @@ def test_the_map_of_lessons_states_and_measures(house, capsys):
 def test_the_table_of_the_study_is_percent_with_intervals_and_ends_with_the_control(house):
     records.report()
     half = 100 * 4.303 * 0.01 / math.sqrt(3)
-    assert lines(house, "| Strategy") == ["| Strategy | 10 labels per class | 100 labels per class |"]
+    assert lines(house, "| Arm") == ["| Arm | 10 labels | 100 labels |"]
     assert [line for line in lines(house, "| ") if "±" in line] == [
         f"| scratch | 21.0 ± {half:.1f} | 21.0 ± {half:.1f} |",
         f"| probe then tune | 71.0 ± {half:.1f} | 71.0 ± {half:.1f} |",
@@ -535,7 +535,8 @@ def test_a_fresh_clone_makes_the_same_tables(house):
 def test_a_table_without_results_stays_as_it_is(house, capsys):
     (house / "results").rename(house / "gone")
     records.report()
-    assert "<!-- report:begin transfer -->\nold\n<!-- report:end transfer -->" in (house / "README.md").read_text()
+    text = (house / "README.md").read_text()
+    assert "<!-- report:begin 01/transfer -->\nold\n<!-- report:end 01/transfer -->" in text
     assert not (house / "results" / "figures").exists()
     assert "Nothing new for results/figures/transfer.png" in capsys.readouterr().out
 
@@ -545,12 +546,12 @@ def test_a_table_without_results_stays_as_it_is(house, capsys):
     [
         "<!-- report:begin lessons -->\n| a |\n",
         MARKERS.format("lesson"),
-        "<!-- report:begin lessons -->\n<!-- report:end transfer -->\n",
+        "<!-- report:begin lessons -->\n<!-- report:end 01/transfer -->\n",
     ],
 )
 def test_a_broken_marker_is_an_error_and_the_readme_stays(house, text):
     (house / "README.md").write_text(text)
-    with pytest.raises(NbtoolsError, match="report:end marker and one of the names lessons, transfer"):
+    with pytest.raises(NbtoolsError, match="report:end marker and the name `lessons` or of a study, such as"):
         records.report()
     assert (house / "README.md").read_text() == text
 
