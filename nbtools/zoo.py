@@ -1,9 +1,11 @@
 """Loaders: an asset's files become tensors, pictures, a model. Nothing here trains or transforms."""
 
 import base64
+import codecs
 import io
 import json
 import os
+import tarfile
 import tempfile
 
 from . import assets
@@ -106,13 +108,68 @@ def smollm2():
     logging.disable_progress_bar()
     source, name = assets.fetch("smollm2-135m-instruct"), "SmolLM2-135M-Instruct.Q4_1.gguf"
     copy = source.with_name(source.name + "-converted")
-    if copy.exists():
-        return AutoModelForCausalLM.from_pretrained(copy), AutoTokenizer.from_pretrained(copy)
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=name)
+    there = copy.exists()
+    tokenizer = AutoTokenizer.from_pretrained(copy) if there else AutoTokenizer.from_pretrained(source, gguf_file=name)
+    tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"  # transformers 5.17 takes the GGUF's bos for its eos
     tokenizer.clean_up_tokenization_spaces = False  # decode what is there; the file's flag only draws a warning
+    if there:
+        return AutoModelForCausalLM.from_pretrained(copy), tokenizer
     model = AutoModelForCausalLM.from_pretrained(source, gguf_file=name)
     _keep_converted(model, tokenizer, copy)
     return model, tokenizer
+
+
+def minilm():
+    """all-MiniLM-L6-v2 as (model, tokenizer): a BertModel without pooler, (B, T) -> last_hidden_state (B, T, 384)."""
+    from transformers import AutoTokenizer, BertModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    folder, level = assets.fetch("minilm-l6"), logging.get_verbosity()
+    logging.set_verbosity_error()  # else it reports that the file holds a pooler, which this model does not use
+    model = BertModel.from_pretrained(folder, add_pooling_layer=False)
+    logging.set_verbosity(level)
+    return model, AutoTokenizer.from_pretrained(folder)
+
+
+def shape(name):
+    """The configuration of a real model without its weights, as a transformers config; datasets/shapes.json."""
+    from transformers import LlamaConfig
+
+    known = json.loads((assets.CARDS / "shapes.json").read_text(encoding="utf-8"))
+    if name not in known:
+        raise NbtoolsError(f"There is no shape {name!r}: choose one of {', '.join(known)}.")
+    return LlamaConfig(**known[name]["config"])
+
+
+def vader(domain="movie"):
+    """VADER's snippets as a list of dicts: text, rating (mean, -4 to 4), ratings (list of int, one a rater).
+
+    domain: movie, amazon, nyt or tweets. Hutto and Gilbert 2014.
+    """
+    stems = {"movie": "movieReviewSnippets", "amazon": "amazonReviewSnippets", "nyt": "nytEditorialSnippets"}
+    stems["tweets"] = "tweets"
+    if domain not in stems:
+        raise NbtoolsError(f"There are no snippets of {domain!r}: choose one of {', '.join(stems)}.")
+    with tarfile.open(assets.file("vader-snippets")) as box:
+        texts, scores = (
+            box.extractfile(f"hutto_ICWSM_2014/{stems[domain]}_{part}.txt").read().removeprefix(codecs.BOM_UTF8)
+            for part in ("GroundTruth", "anonDataRatings")
+        )
+    texts, scores = (data.decode("latin-1").strip().split("\n") for data in (texts, scores))  # no splitlines: \x85
+    ratings = {row.split("\t")[0]: json.loads(row.split("\t")[-1]) for row in scores}
+    rows = (row.split("\t", 2) for row in texts)
+    return [{"text": text.strip(), "rating": float(mean), "ratings": ratings[key]} for key, mean, text in rows]
+
+
+def alpaca():
+    """The instruction sample as a list of 999 dicts: instruction, input (often empty), output."""
+    return json.loads(assets.file("instruction-samples", "alpaca_en_demo.json").read_text(encoding="utf-8"))
+
+
+def wikipedia():
+    """The Wikipedia sample as a list of passages, one str each."""
+    return assets.file("instruction-samples", "wiki_demo.txt").read_text(encoding="utf-8").splitlines()
 
 
 def _keep_converted(model, tokenizer, folder):

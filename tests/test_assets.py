@@ -604,7 +604,7 @@ def test_cards_of_the_course_are_complete():
             assert getattr(card, field).strip(), f"{name} says nothing about {field}"
         assert isinstance(card.hub, str) and card.version in card.archive and card.archive_bytes > 0
         assert card.lessons and all(re.fullmatch(r"\d\d", lesson) for lesson in card.lessons)
-        assert card.archive.endswith((".whl", ".tar.gz")) and card.files
+        assert card.archive.endswith((".whl", ".zip", ".tar.gz")) and card.files
         for file in card.files:
             assert re.fullmatch(r"[0-9a-f]{64}", file.sha256) and file.bytes > 0
             assert Path(file.name).name == file.name and not file.member.startswith("/") and ".." not in file.member

@@ -1,0 +1,344 @@
+"""Lesson 04: what its notebook defines, against peft, hand-made matrices and enumeration. Small models throughout."""
+
+import copy
+from types import SimpleNamespace
+
+import peft
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import BertConfig, BertModel
+
+from nbtools import notebooks, studies_04, zoo
+from nbtools.errors import NbtoolsError
+
+TAUGHT = (
+    "load_data draw encode Classifier LoRALinear inject with_lora lora_layers adapter rank_for_energy overlap "
+    "finetune optimizer_bytes chats count_labels lora_parameters PLACES TOKENIZER lora_forward wiki_pairs "
+    "retrieval correct updates"
+)
+
+
+@pytest.fixture(scope="module")
+def lesson():
+    """The functions of the notebook as attributes."""
+    return SimpleNamespace(**notebooks.definitions("04", *TAUGHT.split()))
+
+
+def small(lesson, seed=0):
+    """A BERT of 2 layers of width 12 with random weights, under the lesson's head; no dropout."""
+    torch.manual_seed(seed)
+    config = BertConfig(
+        hidden_size=12,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=24,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    return lesson.Classifier(BertModel(config, add_pooling_layer=False))
+
+
+def batch(count=4, length=7):
+    g = torch.Generator().manual_seed(1)
+    ids = torch.randint(1000, 2000, (count, length), generator=g)
+    mask = (torch.arange(length) < torch.randint(3, length + 1, (count, 1), generator=g)).long()
+    return {"input_ids": ids, "attention_mask": mask}, torch.randint(2, (count,), generator=g)
+
+
+def twins(lesson, targets=("query", "value"), r=3, alpha=5):
+    """The same small model under the lesson's LoRA and under peft's, with the same A and B, B not zero."""
+    ours, theirs = small(lesson), small(lesson)
+    lesson.inject(ours, targets, lambda layer: lesson.LoRALinear(layer, r, alpha))
+    config = peft.LoraConfig(r=r, lora_alpha=alpha, target_modules=list(targets), lora_dropout=0.0)
+    theirs.encoder = peft.get_peft_model(theirs.encoder, config)
+    layers = [m for m in theirs.modules() if isinstance(m, peft.tuners.lora.Linear)]
+    for a, b in zip(lesson.lora_layers(ours), layers, strict=True):
+        nn.init.normal_(a.B)
+        b.lora_A["default"].weight.data.copy_(a.A)
+        b.lora_B["default"].weight.data.copy_(a.B)
+    return ours, theirs, layers
+
+
+# --- LoRALinear against peft
+
+
+@pytest.mark.parametrize("targets", [("query", "value"), ("query", "key", "value", "intermediate.dense")])
+def test_outputs_and_gradients_are_those_of_peft(lesson, targets):
+    ours, theirs, layers = twins(lesson, targets)
+    x, y = batch()
+    logits = [model(x) for model in (ours, theirs)]
+    torch.testing.assert_close(*logits)
+    for each in logits:
+        F.cross_entropy(each, y).backward()
+    for a, b in zip(lesson.lora_layers(ours), layers, strict=True):
+        torch.testing.assert_close(a.A.grad, b.lora_A["default"].weight.grad)
+        torch.testing.assert_close(a.B.grad, b.lora_B["default"].weight.grad)
+        assert a.base.weight.grad is None and a.A.grad.abs().max() > 0
+
+
+def test_merged_weights_are_those_of_peft_and_unmerging_gives_the_old_ones(lesson):
+    ours, theirs, layers = twins(lesson)
+    x, _ = batch()
+    apart, old = ours(x), [layer.base.weight.clone() for layer in lesson.lora_layers(ours)]
+    for layer in lesson.lora_layers(ours):
+        layer.merge()
+        layer.merge()  # merging twice is merging once
+    theirs.encoder.merge_adapter()
+    for a, b in zip(lesson.lora_layers(ours), layers, strict=True):
+        torch.testing.assert_close(a.base.weight, b.base_layer.weight)
+    torch.testing.assert_close(ours(x), apart, atol=1e-5, rtol=0)
+    for layer, weight in zip(lesson.lora_layers(ours), old, strict=True):
+        layer.merge(False)
+        torch.testing.assert_close(layer.base.weight, weight)
+    torch.testing.assert_close(ours(x), apart)
+
+
+def test_a_starts_as_in_peft_and_b_at_zero(lesson):
+    torch.manual_seed(0)
+    layer = lesson.LoRALinear(nn.Linear(400, 50), r=16)
+    bound = 1 / 400**0.5  # kaiming_uniform with a = sqrt(5)
+    assert 0.95 * bound < layer.A.abs().max() <= bound and layer.B.abs().max() == 0
+    assert {name for name, p in layer.named_parameters() if p.requires_grad} == {"A", "B"}
+
+
+@pytest.mark.parametrize("r", [0, -1, 7])
+def test_a_rank_that_no_update_can_have_is_refused_in_one_sentence(lesson, r):
+    with pytest.raises(ValueError, match=rf"^rank must be between 1 and 6 \(the smaller side of the layer\), got {r}$"):
+        lesson.LoRALinear(nn.Linear(9, 6), r)
+
+
+def test_a_target_that_matches_nothing_and_a_second_wrapping_are_refused(lesson):
+    model = small(lesson)
+    with pytest.raises(ValueError, match="no layer is called quary; look at model.named_modules"):
+        lesson.with_lora(model, 2, targets=("quary",))
+    lesson.with_lora(model, 2)
+    with pytest.raises(TypeError, match="query is a LoRALinear, not an nn.Linear: it may be wrapped already"):
+        lesson.with_lora(model, 2)
+
+
+def test_what_trains_and_what_is_saved(lesson):
+    model = lesson.with_lora(small(lesson), r=2)
+    names = set(lesson.adapter(model))
+    assert {name.rpartition(".")[2] for name in names} == {"A", "B", "weight", "bias"}
+    assert {name for name in names if not name.endswith((".A", ".B"))} == {"head.weight", "head.bias"}
+    assert len(names) == 2 * 2 * 2 + 2
+    other = lesson.with_lora(small(lesson), r=2)
+    for p in model.parameters():
+        if p.requires_grad:
+            nn.init.normal_(p)
+    other.load_state_dict(lesson.adapter(model), strict=False)
+    x, _ = batch()
+    assert torch.equal(model(x), other(x))
+
+
+@pytest.mark.parametrize("place", ["query, value", "attention", "feed-forward"])
+def test_places_name_the_layers_they_say(lesson, place):
+    model = lesson.Classifier(zoo.minilm()[0])
+    lesson.inject(model, lesson.PLACES[place], lambda layer: lesson.LoRALinear(layer, 2))
+    wrapped = [n for n, m in model.named_modules() if isinstance(m, lesson.LoRALinear)]
+    kinds = {"query, value": 2, "attention": 4, "feed-forward": 2}
+    assert len(wrapped) == 6 * kinds[place]
+    assert all((".attention." in name) == (place != "feed-forward") for name in wrapped)
+
+
+# --- counts
+
+
+def test_counts_of_real_shapes(lesson):
+    assert lesson.lora_parameters("llama-3-8b", 16, ("q_proj", "v_proj")) == 32 * 16 * (4096 + 4096 + 4096 + 1024)
+    assert lesson.lora_parameters("llama-13b", 8, ("q_proj", "v_proj")) == 40 * 8 * 4 * 5120
+    with torch.device("meta"):
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_config(zoo.shape("llama-3-8b"))
+    assert sum(p.numel() for p in model.parameters()) == 8_030_261_248
+    with pytest.raises(NbtoolsError, match="no shape 'llama-9': choose one of llama-3-8b, llama-13b"):
+        zoo.shape("llama-9")
+
+
+def test_optimizer_bytes_are_two_floats_a_trainable_parameter(lesson):
+    model = lesson.with_lora(small(lesson), r=2)
+    optimizer = lesson.finetune(model, ["good film", "bad film"], torch.tensor([1, 0]), 1e-3, 2, tick=lambda *a, **k: 0)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    counters = 4 * len(trained)  # AdamW's step, one float each
+    assert lesson.optimizer_bytes(optimizer) == 8 * sum(p.numel() for p in trained) + counters
+
+
+def test_the_rate_goes_to_the_body_or_to_a_head_that_trains_alone(lesson):
+    texts, labels, quiet = ["good film", "bad film"], torch.tensor([1, 0]), lambda *a, **k: None
+    both = lesson.finetune(lesson.with_lora(small(lesson), r=2), texts, labels, 3e-4, 2, tick=quiet).param_groups
+    assert [group["initial_lr"] for group in both] == [1e-2, 3e-4]
+    assert [len(group["params"]) for group in both] == [2, 2 * 2 * 2]
+    model = small(lesson)
+    model.encoder.requires_grad_(False)
+    (alone,) = lesson.finetune(model, texts, labels, 3e-4, 2, tick=quiet).param_groups
+    assert alone["initial_lr"] == 3e-4 and len(alone["params"]) == 2
+
+
+# --- the study
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    """A lesson whose pieces note what they were given."""
+    seen = SimpleNamespace()
+    data = SimpleNamespace(
+        texts=[str(i) for i in range(60)], labels=torch.arange(60) % 2, val=slice(0, 5), test=slice(5, 9)
+    )
+
+    def finetune(model, x, y, lr, steps, seed, tick):
+        seen.y, seen.lr, seen.steps, seen.seed = y, lr, steps, seed
+        return "optimizer"
+
+    def prepare(arm, seed, **options):
+        seen.arm, seen.options = arm, options
+        return nn.Linear(2, 3)
+
+    def correct(model, texts, labels):
+        seen.texts = texts
+        return torch.tensor([True, False])
+
+    made = SimpleNamespace(
+        data=data,
+        draw=lambda data, labels, seed: (data.texts[:labels], data.labels[:labels]),
+        prepare=prepare,
+        finetune=finetune,
+        correct=correct,
+        retrieval=lambda model, pairs: 0.25,
+        PAIRS=None,
+        STEPS={20: 7, 100: 9},
+        PLACES={"attention": ("query",)},
+        optimizer_bytes=lambda optimizer: 5,
+        saved=lambda model, texts: 11,
+    )
+    monkeypatch.setattr(studies_04, "_lesson04", lambda: made)
+    return seen
+
+
+def test_a_cell_tunes_on_validation_and_reports_on_test(stub):
+    cell = {"phase": "tune", "arm": "r4", "seed": 1, "labels": 20, "lr": 3e-3}
+    assert studies_04.lora_run(cell) == {"score": 0.5} and stub.texts == list("01234")
+    row = studies_04.lora_run(cell | {"phase": "report"})
+    assert stub.texts == list("5678") and (stub.arm, stub.lr, stub.steps, stub.seed) == ("r4", 3e-3, 7, 1)
+    assert row == {"accuracy": 0.5, "retrieval": 0.25, "trainable": 9, "optimizer_bytes": 5, "saved_bytes": 11}
+    assert stub.y.tolist() == [0, 1] * 10 and stub.options == {}
+
+
+def test_shuffled_wrong_and_placed_cells(stub):
+    cell = {"phase": "tune", "seed": 1, "labels": 20, "lr": 1}
+    studies_04.lora_run(cell | {"arm": "r8_shuffled"})
+    assert stub.arm == "r8" and stub.y.tolist() != [0, 1] * 10 and stub.y.sum() == 10
+    studies_04.lora_run(cell | {"arm": "full", "wrong": 0.3})
+    assert (stub.y != torch.arange(20) % 2).sum() == 6
+    studies_04.lora_run(cell | {"arm": "attention r10", "place": "attention"})
+    assert stub.arm == "r10" and stub.options == {"targets": ("query",)} and stub.y.tolist() == [0, 1] * 10
+    studies_04.noise_run(cell | {"arm": "r1", "labels": 50})
+    assert stub.steps == 9
+
+
+# --- data
+
+
+def test_the_data_s_parts_are_disjoint_and_drawn_from_the_pool(lesson):
+    data = lesson.load_data()
+    assert len(set(data.texts)) == len(data.texts) == 10070
+    x, y = lesson.draw(data, 100, 3)
+    assert len(x) == 100 and not set(x) & set(data.texts[:2000])
+    assert [data.labels[data.texts.index(text)] for text in x] == list(y)
+    assert lesson.draw(data, 100, 3)[0] == x != lesson.draw(data, 100, 4)[0]
+
+
+def test_padding_does_not_move_an_embedding(lesson):
+    model = small(lesson).eval()
+    alone = model.embed(lesson.encode(["a good film"]))
+    padded = model.embed(lesson.encode(["a good film", "a film that is long, too long, and says little at all"]))[:1]
+    torch.testing.assert_close(alone, padded, atol=1e-5, rtol=1e-4)
+
+
+def test_retrieval_on_a_known_world(lesson):
+    class Known(nn.Module):
+        def embed(self, batch):
+            return F.one_hot(batch["input_ids"][:, 1] % 7, 7).float() + 0.1
+
+    words = "film actor music story light".split()
+    assert len({lesson.encode([w])["input_ids"][0, 1].item() % 7 for w in words}) == 5
+    assert lesson.retrieval(Known(), (words, words)) == 1.0
+    assert lesson.retrieval(Known(), (words, words[1:] + words[:1])) == 0.0
+
+
+def test_wiki_pairs_are_neighbours(lesson):
+    first, second = lesson.wiki_pairs(50, words=10)
+    text = " ".join(" ".join(article.split()) for article in zoo.wikipedia())
+    assert len(first) == len(second) == 50 and len(set(first)) == 50
+    assert all(f"{a} {b}" in text for a, b in zip(first, second, strict=True))
+
+
+# --- updates
+
+
+def test_overlap_by_hand(lesson):
+    axes = torch.eye(6)
+    assert lesson.overlap(axes[:2], axes[:4], 2) == pytest.approx(1)
+    assert lesson.overlap(axes[4:], axes[:4], 2) == pytest.approx(0, abs=1e-6)
+    first = torch.diag(torch.tensor([3.0, 2.0, 1.0, 0.5, 0.2, 0.1]))[:3]
+    assert lesson.overlap(first, axes[1:4], 1) == pytest.approx(0, abs=1e-6)
+    assert lesson.overlap(first, axes[1:4], 3) == pytest.approx(2 / 3)
+    g = torch.Generator().manual_seed(0)
+    luck = [lesson.overlap(torch.randn(8, 384, generator=g), torch.randn(64, 384, generator=g), 8) for _ in range(20)]
+    assert sum(luck) / 20 == pytest.approx(64 / 384, abs=0.01)
+
+
+# --- the language model
+
+
+def test_only_the_answer_and_its_end_are_learned_from(lesson):
+    tokenizer = zoo.smollm2()[1]
+    tokenizer.padding_side = "right"
+    rows = [
+        {"instruction": "Name a colour.", "input": "", "output": "Red."},
+        {
+            "instruction": "Name two animals that live in the sea.",
+            "input": "Be brief.",
+            "output": "A whale and a seal.",
+        },
+    ]
+    made = lesson.chats(tokenizer, rows)
+    for i, row in enumerate(rows):
+        learned = made["labels"][i] != -100
+        assert tokenizer.decode(made["input_ids"][i][learned]) == row["output"] + "<|im_end|>"
+        assert torch.equal(made["labels"][i][learned], made["input_ids"][i][learned])
+        assert not learned[made["attention_mask"][i] == 0].any()
+    assert lesson.count_labels(made) == (made["labels"] != -100).sum()
+    first = {"labels": torch.tensor([[5, 6, -100], [7, -100, 8]])}  # nothing predicts a row's first token
+    assert lesson.count_labels(first) == 2
+
+
+def test_the_tokenizer_s_end_is_the_chat_s_end():
+    model, tokenizer = zoo.smollm2()
+    assert tokenizer.eos_token == tokenizer.pad_token == "<|im_end|>"
+    assert tokenizer.eos_token_id == tokenizer.pad_token_id == model.config.eos_token_id == 2
+
+
+def test_vader_snippets():
+    """10,605 film sentences, 198,810 single ratings whose means are the ratings; other domains; a wrong name."""
+    movie = zoo.vader()
+    assert len(movie) == 10_605 and sum(len(row["ratings"]) for row in movie) == 198_810
+    assert all(abs(sum(row["ratings"]) / len(row["ratings"]) - row["rating"]) < 1e-6 for row in movie)
+    assert [len(zoo.vader(d)) for d in ("amazon", "nyt", "tweets")] == [3_708, 5_190, 4_200]
+    with pytest.raises(NbtoolsError, match="no snippets of 'films': choose one of movie, amazon, nyt, tweets"):
+        zoo.vader("films")
+
+
+def test_updates_are_what_training_added(lesson):
+    encoder, _ = zoo.minilm()
+    moved = lesson.Classifier(copy.deepcopy(encoder))
+    with torch.no_grad():
+        for p in moved.encoder.parameters():
+            p += 0.5
+    found = lesson.updates(moved)
+    assert len(found) == 12 and {name.rpartition(".")[0][-5:] for name in found} == {"query", "value"}
+    for update in found.values():
+        torch.testing.assert_close(update, torch.full((384, 384), 0.5))
+        assert not update.requires_grad
