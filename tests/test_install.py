@@ -159,7 +159,7 @@ def test_the_first_python_that_fits_is_taken(tmp_path):
         fake = tmp_path / name
         fake.write_text(f'#!/bin/sh\n[ "$1" = -c ] && exit {status}\n[ "$1" = -V ] && echo fake\n[ "$1" = -V ]\n')
         fake.chmod(0o755)
-    done = make("env", f"VENV={tmp_path}/venv", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    done = make("env", f"VENV={tmp_path}/venv", PYTHON="", PATH=f"{tmp_path}:{os.environ['PATH']}")
     assert f"Making {tmp_path}/venv with python3.12 (fake)" in done.stdout
 
 
