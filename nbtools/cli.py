@@ -95,7 +95,9 @@ def clean(args):
 
 def check(args):
     """check the contract of notebooks: what is stated, shown, measured and saved"""
-    found = {book: notebooks.contract(book) for book in _books(args)}
+    from nbtools import studies
+
+    found = {book: [*notebooks.contract(book), *studies.stale(book)] for book in _books(args)}
     for book, problems in found.items():
         print("\n  - ".join([f"{book.name}: {len(problems)} problems" if problems else f"{book.name}: ok", *problems]))
     return int(any(found.values()))

@@ -267,6 +267,14 @@ def saved_bytes(model, batch, forward=None, breakdown=False):
     return dict(sorted(owned.items(), key=lambda item: -item[1])) if breakdown else sum(owned.values())
 
 
+def optimizer_bytes(optimizer):
+    """Bytes of the state that a torch optimizer keeps: for AdamW two numbers a parameter, in the parameter's type."""
+    import torch
+
+    states = [t for state in optimizer.state.values() for t in state.values() if torch.is_tensor(t)]
+    return sum(t.numel() * t.element_size() for t in states)
+
+
 def _bytes_by_owner(kept, there):
     seen, owned = {t.untyped_storage()._cdata for t in there}, {}
     for saved in filter(None, kept):

@@ -435,15 +435,25 @@ def definitions(path, *names):
 
 
 def fingerprint(*sources):
-    """Twelve hex digits that change when what the code does may have changed, not when comments or docstrings do."""
-    shapes = []
-    for source in sources:
-        tree = ast.parse(source)
-        for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module) and ast.get_docstring(node) is not None:
-                node.body = node.body[1:] or [ast.Pass()]
-        shapes.append(ast.unparse(tree))
-    return hashlib.sha256("\n".join(shapes).encode()).hexdigest()[:12]
+    """Twelve hex digits that change when what the code does may have changed, not when comments or docstrings do.
+
+    The same in every Python: `ast.unparse` and `ast.dump` write the same tree otherwise from version to version.
+    """
+    trees = [ast.parse(source) for source in sources]
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return hashlib.sha256(repr([_plain(tree) for tree in trees]).encode()).hexdigest()[:12]
+
+
+def _plain(node):
+    """A syntax tree as nested lists, without its empty fields and positions."""
+    if isinstance(node, list):
+        return [_plain(child) for child in node]
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = ((name, child) for name, child in ast.iter_fields(node) if child is not None and child != [])
+    return [type(node).__name__, *([name, _plain(child)] for name, child in fields)]
 
 
 def source_of(path, *names):

@@ -304,33 +304,41 @@ def lessons_table():
     return markdown(rows) + (f"\n\nIn brackets: measured on {'; '.join(sorted(used))}." if used else "")
 
 
-def accuracies(study):
-    """{arm: {condition: (mean, half-width)}} of a study in percent, shuffled controls last; {} without results.
+def outcomes(study):
+    """{arm: {condition: (mean, half-width)}} of a study, shuffled controls last; {} without results.
 
-    A condition is (labels, share of wrong labels).
+    The numbers are accuracies in percent, or losses in nats where rows have no accuracy; a condition is (labels, share
+    of wrong labels).
     """
     rows = select(load(study)["rows"], phase="report") if [*RESULTS.glob(f"*/{study.replace('/', '-')}.json")] else []
     found = {}
-    for row in sorted(rows, key=lambda row: (row["arm"].endswith("_shuffled"), row["labels"])):
-        arm = row["arm"].replace("_shuffled", ", shuffled labels").replace("_", " ")
-        found.setdefault(arm, {}).setdefault((row["labels"], row.get("wrong", 0)), []).append(100 * row["accuracy"])
+    for row in sorted(rows, key=lambda row: (row["arm"].endswith("_shuffled"), row.get("labels", 0))):
+        arm = row["arm"].replace("_shuffled", ", shuffled").replace("_", " ")
+        value = 100 * row["accuracy"] if "accuracy" in row else row["loss"]
+        found.setdefault(arm, {}).setdefault((row.get("labels", 0), row.get("wrong", 0)), []).append(value)
     return {arm: {case: interval(values) for case, values in cells.items()} for arm, cells in found.items()}
 
 
 def study_table(study):
-    """Test accuracy by arm and condition as Markdown, with where it comes from; "" without results."""
-    if not (found := accuracies(study)):
+    """Test accuracy or loss by arm and condition as Markdown, with where it comes from; "" without results."""
+    if not (found := outcomes(study)):
         return ""
-    show = {False: "{:.1f} ± {:.1f}", True: "{:.1f}"}  # one seed has no interval
-    head = {case: f"{case[0]} labels" + f", {case[1]:.0%} wrong" * bool(case[1]) for c in found.values() for case in c}
-    rows = [
+    about = load(study)
+    rows = select(about["rows"], phase="report")
+    unit, digits = ("In percent", 1) if "accuracy" in rows[0] else ("Loss in nats", 3)
+    show = {False: f"{{:.{digits}f}} ± {{:.{digits}f}}", True: f"{{:.{digits}f}}"}  # one seed has no interval
+    head = {
+        case: (f"{case[0]} labels" if case[0] else "Test") + f", {case[1]:.0%} wrong" * bool(case[1])
+        for cells in found.values()
+        for case in cells
+    }
+    lines = [
         {"Arm": arm} | {head[case]: show[math.isnan(c[1])].format(*c) for case, c in cells.items()}
         for arm, cells in found.items()
     ]
-    about = load(study)
-    seeds = len({row["seed"] for row in select(about["rows"], phase="report")})
+    seeds = len({row["seed"] for row in rows})
     where = f"{slug(about['machine'])}, {about['date']}, commit {about['commit']}"
-    return f"{markdown(rows)}\n\nIn percent, mean and 95 % interval of {seeds} seeds. Measured on {where}."
+    return f"{markdown(lines)}\n\n{unit}, mean and 95 % interval of {seeds} seeds. Measured on {where}."
 
 
 def transfer_figure():
@@ -342,7 +350,7 @@ def transfer_figure():
 
     from . import plots
 
-    file, found, picture = RESULTS / "figures" / "transfer.png", accuracies("01/transfer"), BytesIO()
+    file, found, picture = RESULTS / "figures" / "transfer.png", outcomes("01/transfer"), BytesIO()
     if not found:
         return file, None
     with mpl.rc_context():

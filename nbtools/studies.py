@@ -19,6 +19,7 @@ import pkgutil
 import textwrap
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from . import notebooks, records, train
 from .errors import NbtoolsError
@@ -42,11 +43,14 @@ class Study:
     names: tuple = ()
 
     def code(self):
-        """Fingerprint of what a row depends on: the lesson's definitions, the training loop, `run` and its helpers."""
+        """Fingerprint of what a row depends on: the lesson's definitions, shared modules, `run` and its helpers."""
         lesson = notebooks.source_of(self.lesson, *self.names) if self.names else ""
         own = [self.run, *(f for name in self.run.__code__.co_names if callable(f := self.run.__globals__.get(name)))]
         own = [textwrap.dedent(inspect.getsource(f)) for f in own]
-        return notebooks.fingerprint(lesson, inspect.getsource(train), *own)
+        shared = [inspect.getsource(train)]
+        if any("tasks." in text for text in (lesson, *own)):
+            shared.append(Path(__file__).with_name("tasks.py").read_text(encoding="utf-8"))  # its import brings torch
+        return notebooks.fingerprint(lesson, *shared, *own)
 
 
 def known():
@@ -90,6 +94,18 @@ def run(name, full=False, seeds=None):
     rows = [{key: value for key, value in row.items() if key != "code"} for row in rows]
     file = records.save(study.lesson, label, rows, about=study.about, code=code).relative_to(records.ROOT)
     print(f"{label}: {len(rows)} runs, written to {file}. The log of single runs is {log.relative_to(records.ROOT)}.")
+
+
+def stale(book):
+    """A sentence for each result in results/ that was made by other code than the notebook `book` now holds."""
+    for name, study in known().items():
+        if notebooks.find(study.lesson) != book:
+            continue
+        for label in (name, f"{name}-full"):
+            for file in sorted(records.RESULTS.glob(f"*/{study.lesson}-{label}.json")):
+                if json.loads(file.read_text(encoding="utf-8")).get("code") != study.code():
+                    again = f"nbtools study {name}" + (" --full" if label != name else "")
+                    yield f"{file.name} was made by other code than this: run `{again}`"
 
 
 def resume(log):

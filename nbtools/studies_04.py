@@ -3,27 +3,28 @@
 from functools import cache, partial
 from types import SimpleNamespace
 
-from . import notebooks
+from . import meters, notebooks
 from .studies import Study
 
-LESSON04 = ("load_data", "draw", "build", "prepare", "finetune", "correct", "retrieval", "PAIRS", "STEPS", "PLACES",
-            "optimizer_bytes", "saved")  # fmt: skip
+LESSON04 = ("prepare", "retrieval", "PAIRS", "PLACES", "saved")
 
 
 @cache
 def _lesson04():
-    lesson = SimpleNamespace(**notebooks.definitions("04", *LESSON04))
-    lesson.data = lesson.load_data()
-    return lesson
+    return SimpleNamespace(**notebooks.definitions("04", *LESSON04))
 
 
-def lora_run(cell):
-    """One arm on one draw of labels, some of them wrong if `wrong` says so; an arm _shuffled learns permuted labels."""
+def trained(cell, model):
+    """Train `model` as a cell of film labels says: {"score"} in tuning, else test accuracy and what it took.
+
+    Some labels are wrong if `wrong` says so; an arm _shuffled learns permuted labels.
+    """
     import torch
 
-    lesson = _lesson04()
-    data, seed = lesson.data, cell["seed"]
-    x, y = lesson.draw(data, cell["labels"], seed)
+    from . import tasks
+
+    data, labels, seed = tasks.films(), cell["labels"], cell["seed"]
+    x, y = tasks.draw(labels, seed)
     g = torch.Generator().manual_seed(seed)
     if cell["arm"].endswith("_shuffled"):
         y = y[torch.randperm(len(y), generator=g)]
@@ -31,27 +32,35 @@ def lora_run(cell):
         flipped = torch.randperm(len(y), generator=g)[: round(cell["wrong"] * len(y))]
         y = y.clone()
         y[flipped] = 1 - y[flipped]
-    arm = cell["arm"].removesuffix("_shuffled")
-    options = {"targets": lesson.PLACES[cell["place"]]} if "place" in cell else {}
-    model = lesson.prepare(arm.rpartition(" ")[2], seed, **options)
-    steps = lesson.STEPS[cell["labels"]]
-    optimizer = lesson.finetune(model, x, y, cell["lr"], steps, seed, tick=lambda *a, **k: None)
-    part = data.val if cell["phase"] == "tune" else data.test
-    accuracy = lesson.correct(model, data.texts[part], data.labels[part]).float().mean().item()
+    steps = tasks.STEPS[max(labels, 100)]  # 50 labels get as many steps as 100 do
+    optimizer = tasks.finetune(model, x, y, cell["lr"], steps, seed, tick=lambda *a, **k: None)
+    accuracy = tasks.correct(model, data.val if cell["phase"] == "tune" else data.test).float().mean().item()
     if cell["phase"] == "tune":
         return {"score": accuracy}
-    return {
-        "accuracy": accuracy,
-        "retrieval": round(lesson.retrieval(model, lesson.PAIRS), 4),
-        "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "optimizer_bytes": lesson.optimizer_bytes(optimizer),
-        "saved_bytes": lesson.saved(model, data.texts[:32]),
-    }
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return {"accuracy": accuracy, "trainable": trainable, "optimizer_bytes": meters.optimizer_bytes(optimizer)}
+
+
+def lora_run(cell):
+    """One rank at one place on one draw of labels."""
+    from . import tasks
+
+    lesson, arm = _lesson04(), cell["arm"].removesuffix("_shuffled")
+    options = {"targets": lesson.PLACES[cell["place"]]} if "place" in cell else {}
+    model = lesson.prepare(arm.rpartition(" ")[2], cell["seed"], **options)
+    row = trained(cell, model)
+    if cell["phase"] == "tune":
+        return row
+    kept = round(lesson.retrieval(model, lesson.PAIRS), 4)
+    return row | {"retrieval": kept, "saved_bytes": lesson.saved(model, tasks.films().texts[:32])}
+
+
+RATES = (3e-4, 1e-3, 3e-3, 1e-2)  # of an adapter
 
 
 def rank_arms(full):
     """Rates of the encoder's part, or of the head where it trains alone."""
-    lora = [{"lr": lr} for lr in (3e-4, 1e-3, 3e-3, 1e-2)]
+    lora = [{"lr": lr} for lr in RATES]
     return {
         "head": [{"lr": lr} for lr in (3e-3, 1e-2, 3e-2, 1e-1)],
         **{f"r{r}": lora for r in (1, 2, 4, 8, 16, 32, 64)},
@@ -62,15 +71,8 @@ def rank_arms(full):
 
 def place_arms(full):
     """LoRA on the attention and on the feed-forward layers, at ranks that give both 184,320 parameters."""
-    rates = (3e-4, 1e-3, 3e-3, 1e-2)
     places = {"attention": "r10", "feed-forward": "r8"}
-    return {f"{place} {r}": [{"place": place, "lr": lr} for lr in rates] for place, r in places.items()}
-
-
-def noise_run(cell):
-    """As `lora_run`; 50 labels get as many steps as 100 do."""
-    _lesson04().STEPS.setdefault(50, _lesson04().STEPS[100])
-    return lora_run(cell)
+    return {f"{place} {r}": [{"place": place, "lr": lr} for lr in RATES] for place, r in places.items()}
 
 
 def noise_arms(full):
@@ -108,7 +110,7 @@ STUDIES = {
         "04",
         noise_arms,
         noise_conditions,
-        noise_run,
+        lora_run,
         "ranks with 50 labels, and with 30 % of the labels wrong",
         LESSON04,
     ),

@@ -97,10 +97,11 @@ def backbones():
     return ["efficientnet-lite0"] + (["resnet50"] if os.path.exists(cached) else [])
 
 
-def smollm2():
+def smollm2(**options):
     """SmolLM2-135M-Instruct as (model, tokenizer), float32: de-quantised from a 4-bit GGUF, not the original.
 
     Reading the GGUF takes half a minute, so the first call keeps a converted copy (bit-exact) beside the assets.
+    options: to `from_pretrained` of that copy, such as quantization_config, dtype or device_map.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -112,11 +113,23 @@ def smollm2():
     tokenizer = AutoTokenizer.from_pretrained(copy) if there else AutoTokenizer.from_pretrained(source, gguf_file=name)
     tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"  # transformers 5.17 takes the GGUF's bos for its eos
     tokenizer.clean_up_tokenization_spaces = False  # decode what is there; the file's flag only draws a warning
-    if there:
-        return AutoModelForCausalLM.from_pretrained(copy), tokenizer
-    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=name)
-    _keep_converted(model, tokenizer, copy)
-    return model, tokenizer
+    if not there:
+        model = AutoModelForCausalLM.from_pretrained(source, gguf_file=name)
+        _keep_converted(model, tokenizer, copy)
+        if not options:
+            return model, tokenizer
+        if not copy.exists():
+            raise NbtoolsError(f"{copy} cannot be written; SmolLM2 with {', '.join(options)} needs a copy there.")
+    return AutoModelForCausalLM.from_pretrained(copy, **options), tokenizer
+
+
+def smollm2_folder():
+    """The folder of SmolLM2's converted copy, for libraries that load models themselves; made if it is not there."""
+    copy = assets.fetch("smollm2-135m-instruct")
+    copy = copy.with_name(copy.name + "-converted")
+    if not copy.exists():
+        smollm2(device_map="cpu")
+    return copy
 
 
 def minilm():
@@ -147,8 +160,12 @@ def vader(domain="movie"):
 
     domain: movie, amazon, nyt or tweets. Hutto and Gilbert 2014.
     """
-    stems = {"movie": "movieReviewSnippets", "amazon": "amazonReviewSnippets", "nyt": "nytEditorialSnippets"}
-    stems["tweets"] = "tweets"
+    stems = {
+        "movie": "movieReviewSnippets",
+        "amazon": "amazonReviewSnippets",
+        "nyt": "nytEditorialSnippets",
+        "tweets": "tweets",
+    }
     if domain not in stems:
         raise NbtoolsError(f"There are no snippets of {domain!r}: choose one of {', '.join(stems)}.")
     with tarfile.open(assets.file("vader-snippets")) as box:

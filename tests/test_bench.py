@@ -179,4 +179,4 @@ def test_every_module_but_widgets_and_the_benches_is_looked_at():
     modules = {path.stem for path in (notebooks.ROOT / "nbtools").glob("*.py")} - {"__init__", "widgets"}
     by_lesson = {name for name in modules if name.startswith(("checks_", "studies_"))}
     missing = modules - {*bench.LIGHT.split(", ")} - by_lesson
-    assert missing <= {"bench", "contract", "doctor", "errors"}
+    assert missing <= {"bench", "contract", "doctor", "errors", "tasks"}

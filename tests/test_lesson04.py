@@ -10,13 +10,12 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import BertConfig, BertModel
 
-from nbtools import notebooks, studies_04, zoo
+from nbtools import meters, notebooks, studies_04, tasks, zoo
 from nbtools.errors import NbtoolsError
 
 TAUGHT = (
-    "load_data draw encode Classifier LoRALinear inject with_lora lora_layers adapter rank_for_energy overlap "
-    "finetune optimizer_bytes chats count_labels lora_parameters PLACES TOKENIZER lora_forward wiki_pairs "
-    "retrieval correct updates"
+    "LoRALinear inject with_lora lora_layers adapter rank_for_energy overlap lora_parameters PLACES lora_forward "
+    "wiki_pairs retrieval updates prepare"
 )
 
 
@@ -37,7 +36,7 @@ def small(lesson, seed=0):
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )
-    return lesson.Classifier(BertModel(config, add_pooling_layer=False))
+    return tasks.Classifier(BertModel(config, add_pooling_layer=False))
 
 
 def batch(count=4, length=7):
@@ -135,7 +134,7 @@ def test_what_trains_and_what_is_saved(lesson):
 
 @pytest.mark.parametrize("place", ["query, value", "attention", "feed-forward"])
 def test_places_name_the_layers_they_say(lesson, place):
-    model = lesson.Classifier(zoo.minilm()[0])
+    model = tasks.Classifier(zoo.minilm()[0])
     lesson.inject(model, lesson.PLACES[place], lambda layer: lesson.LoRALinear(layer, 2))
     wrapped = [n for n, m in model.named_modules() if isinstance(m, lesson.LoRALinear)]
     kinds = {"query, value": 2, "attention": 4, "feed-forward": 2}
@@ -158,25 +157,6 @@ def test_counts_of_real_shapes(lesson):
         zoo.shape("llama-9")
 
 
-def test_optimizer_bytes_are_two_floats_a_trainable_parameter(lesson):
-    model = lesson.with_lora(small(lesson), r=2)
-    optimizer = lesson.finetune(model, ["good film", "bad film"], torch.tensor([1, 0]), 1e-3, 2, tick=lambda *a, **k: 0)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    counters = 4 * len(trained)  # AdamW's step, one float each
-    assert lesson.optimizer_bytes(optimizer) == 8 * sum(p.numel() for p in trained) + counters
-
-
-def test_the_rate_goes_to_the_body_or_to_a_head_that_trains_alone(lesson):
-    texts, labels, quiet = ["good film", "bad film"], torch.tensor([1, 0]), lambda *a, **k: None
-    both = lesson.finetune(lesson.with_lora(small(lesson), r=2), texts, labels, 3e-4, 2, tick=quiet).param_groups
-    assert [group["initial_lr"] for group in both] == [1e-2, 3e-4]
-    assert [len(group["params"]) for group in both] == [2, 2 * 2 * 2]
-    model = small(lesson)
-    model.encoder.requires_grad_(False)
-    (alone,) = lesson.finetune(model, texts, labels, 3e-4, 2, tick=quiet).param_groups
-    assert alone["initial_lr"] == 3e-4 and len(alone["params"]) == 2
-
-
 # --- the study
 
 
@@ -196,65 +176,52 @@ def stub(monkeypatch):
         seen.arm, seen.options = arm, options
         return nn.Linear(2, 3)
 
-    def correct(model, texts, labels):
-        seen.texts = texts
+    def correct(model, part):
+        seen.texts = data.texts[part]
         return torch.tensor([True, False])
 
     made = SimpleNamespace(
-        data=data,
-        draw=lambda data, labels, seed: (data.texts[:labels], data.labels[:labels]),
         prepare=prepare,
-        finetune=finetune,
-        correct=correct,
         retrieval=lambda model, pairs: 0.25,
         PAIRS=None,
-        STEPS={20: 7, 100: 9},
         PLACES={"attention": ("query",)},
-        optimizer_bytes=lambda optimizer: 5,
         saved=lambda model, texts: 11,
     )
+    for name, stand_in in {
+        "films": lambda: data,
+        "draw": lambda labels, seed: (data.texts[:labels], data.labels[:labels]),
+        "finetune": finetune,
+        "correct": correct,
+        "STEPS": {100: 9, 1000: 7},
+    }.items():
+        monkeypatch.setattr(tasks, name, stand_in)
+    monkeypatch.setattr(meters, "optimizer_bytes", lambda optimizer: 5)
     monkeypatch.setattr(studies_04, "_lesson04", lambda: made)
     return seen
 
 
 def test_a_cell_tunes_on_validation_and_reports_on_test(stub):
-    cell = {"phase": "tune", "arm": "r4", "seed": 1, "labels": 20, "lr": 3e-3}
+    cell = {"phase": "tune", "arm": "r4", "seed": 1, "labels": 100, "lr": 3e-3}
     assert studies_04.lora_run(cell) == {"score": 0.5} and stub.texts == list("01234")
     row = studies_04.lora_run(cell | {"phase": "report"})
-    assert stub.texts == list("5678") and (stub.arm, stub.lr, stub.steps, stub.seed) == ("r4", 3e-3, 7, 1)
+    assert stub.texts == list("5678") and (stub.arm, stub.lr, stub.steps, stub.seed) == ("r4", 3e-3, 9, 1)
     assert row == {"accuracy": 0.5, "retrieval": 0.25, "trainable": 9, "optimizer_bytes": 5, "saved_bytes": 11}
-    assert stub.y.tolist() == [0, 1] * 10 and stub.options == {}
+    assert stub.y.tolist() == [0, 1] * 30 and stub.options == {}
 
 
 def test_shuffled_wrong_and_placed_cells(stub):
-    cell = {"phase": "tune", "seed": 1, "labels": 20, "lr": 1}
+    cell = {"phase": "tune", "seed": 1, "labels": 1000, "lr": 1}
     studies_04.lora_run(cell | {"arm": "r8_shuffled"})
-    assert stub.arm == "r8" and stub.y.tolist() != [0, 1] * 10 and stub.y.sum() == 10
+    assert stub.arm == "r8" and stub.y.tolist() != [0, 1] * 30 and stub.y.sum() == 30 and stub.steps == 7
     studies_04.lora_run(cell | {"arm": "full", "wrong": 0.3})
-    assert (stub.y != torch.arange(20) % 2).sum() == 6
+    assert (stub.y != torch.arange(60) % 2).sum() == 18
     studies_04.lora_run(cell | {"arm": "attention r10", "place": "attention"})
-    assert stub.arm == "r10" and stub.options == {"targets": ("query",)} and stub.y.tolist() == [0, 1] * 10
-    studies_04.noise_run(cell | {"arm": "r1", "labels": 50})
+    assert stub.arm == "r10" and stub.options == {"targets": ("query",)} and stub.y.tolist() == [0, 1] * 30
+    studies_04.lora_run(cell | {"arm": "r1", "labels": 50})
     assert stub.steps == 9
 
 
 # --- data
-
-
-def test_the_data_s_parts_are_disjoint_and_drawn_from_the_pool(lesson):
-    data = lesson.load_data()
-    assert len(set(data.texts)) == len(data.texts) == 10070
-    x, y = lesson.draw(data, 100, 3)
-    assert len(x) == 100 and not set(x) & set(data.texts[:2000])
-    assert [data.labels[data.texts.index(text)] for text in x] == list(y)
-    assert lesson.draw(data, 100, 3)[0] == x != lesson.draw(data, 100, 4)[0]
-
-
-def test_padding_does_not_move_an_embedding(lesson):
-    model = small(lesson).eval()
-    alone = model.embed(lesson.encode(["a good film"]))
-    padded = model.embed(lesson.encode(["a good film", "a film that is long, too long, and says little at all"]))[:1]
-    torch.testing.assert_close(alone, padded, atol=1e-5, rtol=1e-4)
 
 
 def test_retrieval_on_a_known_world(lesson):
@@ -263,7 +230,7 @@ def test_retrieval_on_a_known_world(lesson):
             return F.one_hot(batch["input_ids"][:, 1] % 7, 7).float() + 0.1
 
     words = "film actor music story light".split()
-    assert len({lesson.encode([w])["input_ids"][0, 1].item() % 7 for w in words}) == 5
+    assert len({tasks.encode([w])["input_ids"][0, 1].item() % 7 for w in words}) == 5
     assert lesson.retrieval(Known(), (words, words)) == 1.0
     assert lesson.retrieval(Known(), (words, words[1:] + words[:1])) == 0.0
 
@@ -290,37 +257,6 @@ def test_overlap_by_hand(lesson):
     assert sum(luck) / 20 == pytest.approx(64 / 384, abs=0.01)
 
 
-# --- the language model
-
-
-def test_only_the_answer_and_its_end_are_learned_from(lesson):
-    tokenizer = zoo.smollm2()[1]
-    tokenizer.padding_side = "right"
-    rows = [
-        {"instruction": "Name a colour.", "input": "", "output": "Red."},
-        {
-            "instruction": "Name two animals that live in the sea.",
-            "input": "Be brief.",
-            "output": "A whale and a seal.",
-        },
-    ]
-    made = lesson.chats(tokenizer, rows)
-    for i, row in enumerate(rows):
-        learned = made["labels"][i] != -100
-        assert tokenizer.decode(made["input_ids"][i][learned]) == row["output"] + "<|im_end|>"
-        assert torch.equal(made["labels"][i][learned], made["input_ids"][i][learned])
-        assert not learned[made["attention_mask"][i] == 0].any()
-    assert lesson.count_labels(made) == (made["labels"] != -100).sum()
-    first = {"labels": torch.tensor([[5, 6, -100], [7, -100, 8]])}  # nothing predicts a row's first token
-    assert lesson.count_labels(first) == 2
-
-
-def test_the_tokenizer_s_end_is_the_chat_s_end():
-    model, tokenizer = zoo.smollm2()
-    assert tokenizer.eos_token == tokenizer.pad_token == "<|im_end|>"
-    assert tokenizer.eos_token_id == tokenizer.pad_token_id == model.config.eos_token_id == 2
-
-
 def test_vader_snippets():
     """10,605 film sentences, 198,810 single ratings whose means are the ratings; other domains; a wrong name."""
     movie = zoo.vader()
@@ -333,7 +269,7 @@ def test_vader_snippets():
 
 def test_updates_are_what_training_added(lesson):
     encoder, _ = zoo.minilm()
-    moved = lesson.Classifier(copy.deepcopy(encoder))
+    moved = tasks.Classifier(copy.deepcopy(encoder))
     with torch.no_grad():
         for p in moved.encoder.parameters():
             p += 0.5

@@ -81,7 +81,7 @@ def no_cuda(monkeypatch):
 def test_process_peak_and_start(no_cuda):
     with Meter("block") as m:
         block = bytearray(120 * MB)
-        block[:: 4096] = b"x" * len(block[:: 4096])  # touch every page
+        block[::4096] = b"x" * len(block[::4096])  # touch every page
         time.sleep(0.15)
         del block
         time.sleep(0.1)
@@ -374,3 +374,14 @@ def test_inputs_as_mapping(torch):
 
     assert saved_bytes(Net(), UserDict(x=torch.randn(B, D))) == B * H * 4
     assert saved_bytes(Net(), [torch.randn(B, D)]) == B * H * 4
+
+
+def test_optimizer_bytes_are_two_floats_a_trainable_parameter():
+    """And AdamW's step counter, one float a tensor; nothing before the first step."""
+    torch = pytest.importorskip("torch")
+    model = torch.nn.Linear(3, 5)
+    optimizer = torch.optim.AdamW(model.parameters())
+    assert meters.optimizer_bytes(optimizer) == 0
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    assert meters.optimizer_bytes(optimizer) == 8 * 20 + 4 * 2

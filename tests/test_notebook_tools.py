@@ -613,3 +613,17 @@ def test_hooks_report_a_table_and_fail_the_run(hooked):
     rows = {row["notebook"]: row for row in json.loads((folder / "build/notebooks.json").read_text())}
     assert set(rows) == {f"{name}.ipynb" for name in HOOKS} and rows["slow.ipynb"]["seconds"] < 20
     assert rows["greedy.ipynb"]["peak_gb"] > 0.4 > rows["good.ipynb"]["peak_gb"] > 0.01
+
+
+def test_a_fingerprint_is_the_same_in_every_python_and_follows_the_code_alone():
+    code = 'def f(x, *rest, y=1):\n    """Words."""\n    return f"{x!r:>{y}.2f}" "a" + str(rest)  # why\n'
+    assert notebooks.fingerprint(code) == "8489ca1c3922"  # made with 3.11; so it is in 3.12 and 3.13
+    for same in (
+        code.replace("Words", "Other words"),
+        code.replace("# why", ""),
+        code.replace("\n    return", "\n\n    return"),
+    ):
+        assert notebooks.fingerprint(same) == notebooks.fingerprint(code)
+    for other in (".2f", ".3f"), ("*rest", "*more"), ("y=1", "y=2"), ("!r", ""), ('"a"', '"b"'):
+        assert notebooks.fingerprint(code.replace(*other)) != notebooks.fingerprint(code), other
+    assert notebooks.fingerprint("x = 1", "y = 2") != notebooks.fingerprint("x = 1\ny = 2")

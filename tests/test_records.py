@@ -402,6 +402,32 @@ def test_a_study_s_fingerprint_follows_the_lesson_the_loop_and_its_own_functions
     assert study.code() != first, "the training loop"
 
 
+def test_a_fingerprint_covers_the_shared_tasks_of_a_lesson_that_uses_them(monkeypatch):
+    shared = {"rank": "import tasks\nmodel = tasks.build()", "other": "model = build()"}
+    seen = []
+    monkeypatch.setattr(studies.notebooks, "source_of", lambda path, *names: shared[names[0]])
+    monkeypatch.setattr(
+        studies.notebooks, "fingerprint", lambda *sources: seen.append("def finetune(" in "".join(sources))
+    )
+    for name in shared:
+        studies.Study("04", None, None, row, "", (name,)).code()
+    assert seen == [True, False]
+
+
+def test_results_of_other_code_than_the_lesson_now_holds_are_named(toy, root, monkeypatch):
+    book = notebooks.find("01")
+    assert [*studies.stale(book)] == [], "no results at all"
+    monkeypatch.setattr(studies.Study, "code", lambda self: "before")
+    studies.run("toy")
+    studies.run("toy", full=True)
+    assert [*studies.stale(book)] == []
+    monkeypatch.setattr(studies.Study, "code", lambda self: "after")
+    small, large = studies.stale(book)
+    assert small == "01-toy.json was made by other code than this: run `nbtools study toy`"
+    assert large == "01-toy-full.json was made by other code than this: run `nbtools study toy --full`"
+    assert [*studies.stale(notebooks.find("00"))] == []
+
+
 def test_other_seeds_the_full_grid_and_a_wrong_name(toy, root):
     studies.run("toy", full=True, seeds=[7, 8])
     assert {c["seed"] for c in toy.cells if c["phase"] == "report"} == {7, 8}
@@ -503,11 +529,28 @@ def test_the_table_of_the_study_is_percent_with_intervals_and_ends_with_the_cont
     assert [line for line in lines(house, "| ") if "±" in line] == [
         f"| scratch | 21.0 ± {half:.1f} | 21.0 ± {half:.1f} |",
         f"| probe then tune | 71.0 ± {half:.1f} | 71.0 ± {half:.1f} |",
-        f"| frozen, shuffled labels | 11.0 ± {half:.1f} | 11.0 ± {half:.1f} |",
+        f"| frozen, shuffled | 11.0 ± {half:.1f} | 11.0 ± {half:.1f} |",
     ]
     (source,) = lines(house, "In percent, mean")
     assert "3 seeds" in source and records.slug(records.machine()) in source, "tuning rows do not count"
     assert (house / "results" / "figures" / "transfer.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_column_says_how_many_labels_are_wrong(house):
+    rows = [row("r1", n, s, 0.5 + s / 100, wrong=wrong) for n, wrong in ((50, 0), (100, 0.3)) for s in range(3)]
+    records.save("04", "noise", rows)
+    head, _, line, *_ = records.study_table("04/noise").splitlines()
+    assert head == "| Arm | 50 labels | 100 labels, 30% wrong |" and line.startswith("| r1 | 51.0 ± 2.5 | 51.0 ± 2.5")
+
+
+def test_a_study_of_losses_has_its_own_table(house):
+    rows = [
+        {"phase": "report", "arm": arm, "seed": s, "loss": 1.5 + s / 100} for arm in ("lora", "base") for s in range(3)
+    ]
+    records.save("06", "qlora", rows)
+    table = records.study_table("06/qlora").splitlines()
+    assert table[0] == "| Arm | Test |" and table[2] == "| lora | 1.510 ± 0.025 |"
+    assert table[-1].startswith("Loss in nats, mean and 95 % interval of 3 seeds.")
 
 
 def test_a_second_report_changes_nothing_and_text_around_the_tables_stays(house, capsys):

@@ -14,6 +14,12 @@ def replace(model, name, new):
     setattr(model.get_submodule(parent), last, new)
 
 
+def freeze_and_wrap(model, found, wrap):
+    model.requires_grad_(False)
+    for name, layer in found:
+        replace(model, name, wrap(layer))
+
+
 def refuse(found, targets):
     if not found:
         raise ValueError(f"nothing is called {targets}")
@@ -53,27 +59,21 @@ def wrong_last_name_only(model, targets, wrap):
     """Compares the last name alone: `1.value` names nothing."""
     found = [(name, layer) for name, layer in model.named_modules() if name.split(".")[-1] in targets]
     refuse(found, targets)
-    model.requires_grad_(False)
-    for name, layer in found:
-        replace(model, name, wrap(layer))
+    freeze_and_wrap(model, found, wrap)
 
 
 def wrong_contains(model, targets, wrap):
     """A name that only contains a target is taken too: `values` for `value`."""
     found = [(n, m) for n, m in model.named_modules() if any(t in n for t in targets) and isinstance(m, nn.Linear)]
     refuse(found, targets)
-    model.requires_grad_(False)
-    for name, layer in found:
-        replace(model, name, wrap(layer))
+    freeze_and_wrap(model, found, wrap)
 
 
 def wrong_top_level_missed(model, targets, wrap):
     """Looks for a dot before the name, so a layer directly under the model is passed over."""
     found = [(n, m) for n, m in model.named_modules() if any(n.endswith("." + t) for t in targets)]
     refuse(found, targets)
-    model.requires_grad_(False)
-    for name, layer in found:
-        replace(model, name, wrap(layer))
+    freeze_and_wrap(model, found, wrap)
 
 
 def wrong_silent_when_nothing_matches(model, targets, wrap):
@@ -81,9 +81,7 @@ def wrong_silent_when_nothing_matches(model, targets, wrap):
     found = matching(model, targets)
     if found:
         refuse(found, targets)
-    model.requires_grad_(False)
-    for name, layer in found:
-        replace(model, name, wrap(layer))
+    freeze_and_wrap(model, found, wrap)
 
 
 def wrong_skips_what_is_not_linear(model, targets, wrap):
@@ -91,9 +89,7 @@ def wrong_skips_what_is_not_linear(model, targets, wrap):
     found = [(name, layer) for name, layer in matching(model, targets) if isinstance(layer, nn.Linear)]
     if not found and not matching(model, targets):
         raise ValueError("nothing matches")
-    model.requires_grad_(False)
-    for name, layer in found:
-        replace(model, name, wrap(layer))
+    freeze_and_wrap(model, found, wrap)
 
 
 def wrong_wraps_twice(model, targets, wrap):
@@ -101,9 +97,7 @@ def wrong_wraps_twice(model, targets, wrap):
     found = matching(model, targets)
     if not found:
         raise ValueError("nothing matches")
-    model.requires_grad_(False)
-    for name, layer in found:
-        replace(model, name, wrap(layer))
+    freeze_and_wrap(model, found, wrap)
 
 
 def wrong_freezes_before_it_refuses(model, targets, wrap):
