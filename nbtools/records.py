@@ -307,15 +307,16 @@ def lessons_table():
 def outcomes(study):
     """{arm: {condition: (mean, half-width)}} of a study, shuffled controls last; {} without results.
 
-    The numbers are accuracies in percent, or losses in nats where rows have no accuracy; a condition is (labels, share
-    of wrong labels).
+    The numbers are accuracies in percent, or losses in nats where rows have no accuracy; a condition is (labels or,
+    where rows have none, steps; share of wrong labels).
     """
     rows = select(load(study)["rows"], phase="report") if [*RESULTS.glob(f"*/{study.replace('/', '-')}.json")] else []
     found = {}
-    for row in sorted(rows, key=lambda row: (row["arm"].endswith("_shuffled"), row.get("labels", 0))):
+    count = "labels" if rows and "labels" in rows[0] else "steps"
+    for row in sorted(rows, key=lambda row: (row["arm"].endswith("_shuffled"), row[count])):
         arm = row["arm"].replace("_shuffled", ", shuffled").replace("_", " ")
         value = 100 * row["accuracy"] if "accuracy" in row else row["loss"]
-        found.setdefault(arm, {}).setdefault((row.get("labels", 0), row.get("wrong", 0)), []).append(value)
+        found.setdefault(arm, {}).setdefault((row[count], row.get("wrong", 0)), []).append(value)
     return {arm: {case: interval(values) for case, values in cells.items()} for arm, cells in found.items()}
 
 
@@ -327,8 +328,9 @@ def study_table(study):
     rows = select(about["rows"], phase="report")
     unit, digits = ("In percent", 1) if "accuracy" in rows[0] else ("Loss in nats", 3)
     show = {False: f"{{:.{digits}f}} ± {{:.{digits}f}}", True: f"{{:.{digits}f}}"}  # one seed has no interval
+    count = "labels" if "labels" in rows[0] else "steps"
     head = {
-        case: (f"{case[0]} labels" if case[0] else "Test") + f", {case[1]:.0%} wrong" * bool(case[1])
+        case: f"{case[0]} {count}" + f", {case[1]:.0%} wrong" * bool(case[1])
         for cells in found.values()
         for case in cells
     }

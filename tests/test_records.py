@@ -545,11 +545,15 @@ def test_a_column_says_how_many_labels_are_wrong(house):
 
 def test_a_study_of_losses_has_its_own_table(house):
     rows = [
-        {"phase": "report", "arm": arm, "seed": s, "loss": 1.5 + s / 100} for arm in ("lora", "base") for s in range(3)
+        {"phase": "report", "arm": arm, "steps": steps, "seed": s, "loss": 1.5 + steps + s / 100}
+        for arm in ("lora", "base")
+        for steps in (16, 8)
+        for s in range(3)
     ]
     records.save("06", "qlora", rows)
     table = records.study_table("06/qlora").splitlines()
-    assert table[0] == "| Arm | Test |" and table[2] == "| lora | 1.510 ± 0.025 |"
+    assert table[0] == "| Arm | 8 steps | 16 steps |"
+    assert table[2] == "| lora | 9.510 ± 0.025 | 17.510 ± 0.025 |"
     assert table[-1].startswith("Loss in nats, mean and 95 % interval of 3 seeds.")
 
 
