@@ -99,7 +99,7 @@ def run(name, full=False, seeds=None):
 def stale(book):
     """A sentence for each result in results/ that was made by other code than the notebook `book` now holds."""
     for name, study in known().items():
-        if notebooks.find(study.lesson) != book:
+        if not book.stem.startswith(study.lesson):
             continue
         for label in (name, f"{name}-full"):
             for file in sorted(records.RESULTS.glob(f"*/{study.lesson}-{label}.json")):
