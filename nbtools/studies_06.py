@@ -79,7 +79,7 @@ def engine(arm, length):
 
 
 def _engines(full):
-    return {engine: [{"batch": 2}] for engine in ("stock", "unsloth")}
+    return {engine: [{}] for engine in ("stock", "unsloth")}
 
 
 def _lengths(full):
