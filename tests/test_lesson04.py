@@ -7,8 +7,8 @@ import peft
 import pytest
 import torch
 import torch.nn.functional as F
+from small import batch, bert
 from torch import nn
-from transformers import BertConfig, BertModel
 
 from nbtools import meters, notebooks, studies_04, tasks, zoo
 from nbtools.errors import NbtoolsError
@@ -27,23 +27,8 @@ def lesson():
 
 def small(lesson, seed=0):
     """A BERT of 2 layers of width 12 with random weights, under the lesson's head; no dropout."""
-    torch.manual_seed(seed)
-    config = BertConfig(
-        hidden_size=12,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        intermediate_size=24,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    return tasks.Classifier(BertModel(config, add_pooling_layer=False))
-
-
-def batch(count=4, length=7):
-    g = torch.Generator().manual_seed(1)
-    ids = torch.randint(1000, 2000, (count, length), generator=g)
-    mask = (torch.arange(length) < torch.randint(3, length + 1, (count, 1), generator=g)).long()
-    return {"input_ids": ids, "attention_mask": mask}, torch.randint(2, (count,), generator=g)
+    encoder = bert(seed)
+    return tasks.Classifier(encoder)
 
 
 def twins(lesson, targets=("query", "value"), r=3, alpha=5):

@@ -9,8 +9,8 @@ import peft
 import pytest
 import torch
 import torch.nn.functional as F
+from small import batch, bert
 from torch import nn
-from transformers import BertConfig, BertModel
 
 from nbtools import notebooks, studies, studies_05, tasks
 
@@ -29,25 +29,9 @@ def lesson():
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """Lessons build a BERT of 2 layers of width 12 with random weights instead of MiniLM."""
-    config = BertConfig(
-        hidden_size=12,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        intermediate_size=24,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    torch.manual_seed(0)
-    encoder = BertModel(config, add_pooling_layer=False)
+    encoder = bert()
     monkeypatch.setattr(tasks, "minilm", lambda: (encoder, None))
     return encoder
-
-
-def batch(count=4, length=7):
-    g = torch.Generator().manual_seed(1)
-    ids = torch.randint(1000, 2000, (count, length), generator=g)
-    mask = (torch.arange(length) < torch.randint(3, length + 1, (count, 1), generator=g)).long()
-    return {"input_ids": ids, "attention_mask": mask}, torch.randint(2, (count,), generator=g)
 
 
 def learn(model, steps=3):

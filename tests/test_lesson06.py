@@ -10,8 +10,9 @@ import bitsandbytes.functional as bnb_functional
 import peft
 import pytest
 import torch
+from small import llama
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM
 
 from nbtools import notebooks, records, studies_06, tasks, train, zoo
 from nbtools.errors import NbtoolsError
@@ -36,17 +37,7 @@ def lesson():
 def folder(tmp_path_factory):
     """A random Llama of two layers of width 64 with SmolLM2's vocabulary, saved."""
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-        pad_token_id=2,
-        eos_token_id=2,
-    )
+    config = llama(vocab_size=49152, tie_word_embeddings=True, pad_token_id=2, eos_token_id=2)
     place = tmp_path_factory.mktemp("small")
     AutoModelForCausalLM.from_config(config).save_pretrained(place)
     return place
@@ -273,14 +264,7 @@ def test_pieces_of_real_shapes(lesson):
 
 
 def test_activations_grow_with_tokens_and_shrink_with_checkpointing(lesson, monkeypatch):
-    config = LlamaConfig(
-        vocab_size=500,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
+    config = llama(vocab_size=500, num_hidden_layers=3)
     monkeypatch.setattr(zoo, "shape", lambda name: config)
     one, two = (lesson.activations(lesson.meta_model("x", 4)[2], tokens) for tokens in (64, 128))
     assert 1.9 < two / one < 2.1

@@ -2,17 +2,15 @@
 
 import pytest
 import torch
+from small import bert
 from torch import nn
-from transformers import BertConfig, BertModel
 
 from nbtools import tasks, zoo
 
 
 def small():
     """A BERT of 2 layers of width 12 with random weights, under a head."""
-    torch.manual_seed(0)
-    config = BertConfig(hidden_size=12, num_hidden_layers=2, num_attention_heads=3, intermediate_size=24)
-    return tasks.Classifier(BertModel(config, add_pooling_layer=False))
+    return tasks.Classifier(bert())
 
 
 def quiet(*_, **__):
