@@ -132,6 +132,19 @@ def smollm2_folder():
     return copy
 
 
+def pocket():
+    """The pocket model, ours, as (model, tokenizer): a small Llama that writes film opinions; see nbtools/pocket.py.
+
+    float32, its weights stored in bfloat16; context 64; the tokenizer pads on the left and begins a text with <s>.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    folder = assets.CARDS / "own" / "pocket"
+    return AutoModelForCausalLM.from_pretrained(folder, dtype="float32"), AutoTokenizer.from_pretrained(folder)
+
+
 def minilm():
     """all-MiniLM-L6-v2 as (model, tokenizer): a BertModel without pooler, (B, T) -> last_hidden_state (B, T, 384)."""
     from transformers import AutoTokenizer, BertModel
