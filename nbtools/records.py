@@ -239,10 +239,10 @@ def fill(text):
     for name in re.findall(r"<!-- report:begin (\S+) -->", text):
         here = re.escape(name)
         block = re.compile(rf"(<!-- report:begin {here} -->\n).*?(<!-- report:end {here} -->)", re.S)
-        if not re.fullmatch(r"lessons|\d\d/[a-z-]+", name) or not block.search(text):
-            names = "`lessons` or of a study, such as `01/transfer`"
+        if not re.fullmatch(r"lessons|\d\d/[a-z-]+(:[a-z0-9_,]+)?", name) or not block.search(text):
+            names = "`lessons` or of a study, such as `01/transfer` or, with columns, `07/sft:words,stops`"
             raise NbtoolsError(f"README.md's block {name!r} needs a report:end marker and the name {names}.")
-        if table := lessons_table() if name == "lessons" else study_table(name):
+        if table := lessons_table() if name == "lessons" else study_table(*name.split(":")):
             text = block.sub(lambda found, table=table: f"{found[1]}\n{table}\n\n{found[2]}", text)
     return text
 
@@ -304,13 +304,18 @@ def lessons_table():
     return markdown(rows) + (f"\n\nIn brackets: measured on {'; '.join(sorted(used))}." if used else "")
 
 
+def there(study):
+    """Whether results/ has a study ("01/transfer") of any machine."""
+    return any(RESULTS.glob(f"*/{study.replace('/', '-')}.json"))
+
+
 def outcomes(study):
     """{arm: {condition: (mean, half-width)}} of a study, shuffled controls last; {} without results.
 
     The numbers are accuracies in percent, or losses in nats where rows have no accuracy; a condition is (labels or,
     where rows have none, steps; share of wrong labels).
     """
-    rows = select(load(study)["rows"], phase="report") if [*RESULTS.glob(f"*/{study.replace('/', '-')}.json")] else []
+    rows = select(load(study)["rows"], phase="report") if there(study) else []
     found = {}
     count = "labels" if rows and "labels" in rows[0] else "steps"
     for row in sorted(rows, key=lambda row: (row["arm"].endswith("_shuffled"), row[count])):
@@ -320,12 +325,22 @@ def outcomes(study):
     return {arm: {case: interval(values) for case, values in cells.items()} for arm, cells in found.items()}
 
 
-def study_table(study):
-    """Test accuracy or loss by arm and condition as Markdown, with where it comes from; "" without results."""
-    if not (found := outcomes(study)):
+def study_table(study, columns=None):
+    """Test accuracy or loss by arm and condition as Markdown, with where it comes from; "" without results.
+
+    columns: names of a row's numbers, joined by commas, to stand side by side instead; for studies of one condition.
+    Raises NbtoolsError.
+    """
+    if not there(study):
         return ""
     about = load(study)
     rows = select(about["rows"], phase="report")
+    seeds = len({row["seed"] for row in rows})
+    where = f"{slug(about['machine'])}, {about['date']}, commit {about['commit']}"
+    if columns:
+        lines = markdown(side_by_side(rows, columns.split(",")))
+        return f"{lines}\n\nMean and 95 % interval of {seeds} seeds. Measured on {where}."
+    found = outcomes(study)
     unit, digits = ("In percent", 1) if "accuracy" in rows[0] else ("Loss in nats", 3)
     show = {False: f"{{:.{digits}f}} ± {{:.{digits}f}}", True: f"{{:.{digits}f}}"}  # one seed has no interval
     count = "labels" if "labels" in rows[0] else "steps"
@@ -338,9 +353,20 @@ def study_table(study):
         {"Arm": arm} | {head[case]: show[math.isnan(c[1])].format(*c) for case, c in cells.items()}
         for arm, cells in found.items()
     ]
-    seeds = len({row["seed"] for row in rows})
-    where = f"{slug(about['machine'])}, {about['date']}, commit {about['commit']}"
     return f"{markdown(lines)}\n\n{unit}, mean and 95 % interval of {seeds} seeds. Measured on {where}."
+
+
+def side_by_side(rows, columns):
+    """[{"Arm", column: "mean ± half-width"}], an arm a row, in the rows' order. Raises NbtoolsError."""
+    lines = []
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        own = select(rows, arm=arm)
+        if missing := [column for column in columns if column not in own[0]]:
+            raise NbtoolsError(f"The rows of {arm!r} have no column {missing[0]!r}; they have {', '.join(own[0])}.")
+        bands = {column: interval([row[column] for row in own]) for column in columns}
+        show = {False: "{:.3f} ± {:.3f}", True: "{:.3f}"}  # one seed has no interval
+        lines.append({"Arm": arm.replace("_", " ")} | {c: show[math.isnan(b[1])].format(*b) for c, b in bands.items()})
+    return lines
 
 
 def transfer_figure():

@@ -557,6 +557,23 @@ def test_a_study_of_losses_has_its_own_table(house):
     assert table[-1].startswith("Loss in nats, mean and 95 % interval of 3 seeds.")
 
 
+def test_columns_of_a_study_stand_side_by_side(house):
+    rows = [
+        {"phase": phase, "arm": arm, "seed": s, "tv": 0.5 + s / 100, "kl": 2.0}
+        for phase in ("tune", "report")
+        for arm in ("grpo_plain", "ppo")
+        for s in range(3)
+    ]
+    records.save("09", "world", rows)
+    readme = house / "README.md"
+    readme.write_text("<!-- report:begin 09/world:kl,tv -->\n<!-- report:end 09/world:kl,tv -->\n")
+    records.report()
+    assert lines(house, "| ")[::2] == ["| Arm | kl | tv |", "| grpo plain | 2.000 ± 0.000 | 0.510 ± 0.025 |"]
+    assert "Mean and 95 % interval of 3 seeds. Measured on" in readme.read_text()
+    with pytest.raises(NbtoolsError, match="'grpo_plain' have no column 'reward'; they have phase, arm, seed, tv, kl"):
+        records.study_table("09/world", "tv,reward")
+
+
 def test_a_second_report_changes_nothing_and_text_around_the_tables_stays(house, capsys):
     records.report()
     files = [f for f in house.rglob("*") if f.is_file()]
