@@ -16,6 +16,7 @@ import importlib
 import inspect
 import json
 import pkgutil
+import re
 import textwrap
 import time
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from . import notebooks, records, train
 from .errors import NbtoolsError
 
 SEEDS = (0, 1, 2, 3, 4)
+MODULES = ("tasks", "raters", "world")  # what lessons share; a study whose code calls one depends on all of it
 TUNING_SEED = 1000  # the draw that settings are chosen on; never reported
 
 
@@ -48,8 +50,10 @@ class Study:
         own = [self.run, *(f for name in self.run.__code__.co_names if callable(f := self.run.__globals__.get(name)))]
         own = [textwrap.dedent(inspect.getsource(f)) for f in own]
         shared = [inspect.getsource(train)]
-        if any("tasks." in text for text in (lesson, *own)):
-            shared.append(Path(__file__).with_name("tasks.py").read_text(encoding="utf-8"))  # its import brings torch
+        for name in MODULES:
+            if any(re.search(rf"\b{name}\.\w", text) for text in (lesson, *own)):
+                file = Path(__file__).with_name(f"{name}.py")  # read as text: an import would bring torch
+                shared.append(file.read_text(encoding="utf-8"))
         return notebooks.fingerprint(lesson, *shared, *own)
 
 
