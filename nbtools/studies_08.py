@@ -58,7 +58,7 @@ STUDIES = {
         size_arms,
         partial(_labels, (100, 300, 1000, 3000)),
         reward_run,
-        "accuracy on 2,000 test choices of unseen film raters, and on 300 clear ones of each domain, by preferences",
+        "accuracy on 2,000 choices between unseen film snippets, and on 300 by means in each domain, by preferences",
         LESSON08,
     ),
     "reward-noise": Study(

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from nbtools import notebooks, raters, studies_08, tasks
+from nbtools import notebooks, raters, studies_08, tasks, train
 from nbtools.errors import NbtoolsError
 
 TAUGHT = (
@@ -248,6 +248,15 @@ def test_turned_preferences(lesson):
     assert lesson.turned(found, 0.5, 1) != lesson.turned(found, 0.5, 2)
 
 
+def test_wrong_preferences_come_all_through_the_training(lesson):
+    """The order of the batches comes from the same seed: the wrong ones must not be the first ones."""
+    found = [(i, -i) for i in range(1, 1001)]
+    for seed in range(5):
+        order = torch.randperm(1000, generator=train.seed_everything(seed))
+        wrong = torch.tensor([a < 0 for a, _ in lesson.turned(found, 0.2, seed)])[order]
+        assert all(20 <= part.sum() <= 60 for part in wrong.split(200))
+
+
 def test_arms_learn_from_half_one_and_are_tested_on_half_two(lesson, monkeypatch):
     plain = lesson.preferences("rater", 200, 5)
     assert plain == raters.pairs("movie", 200, 5, "train", "one", "rater")
@@ -292,7 +301,8 @@ def test_small_helpers_of_the_text(lesson):
     assert lesson.correlation([1, 2, 3], [2, 4, 6.0]) == pytest.approx(1)
     assert lesson.by_lexicon(["Good, good!", "horrible", "table"]).tolist() == pytest.approx([3.8, -2.5, 0])
     rows = [{"ratings": [1, 9, 1]}, {"ratings": [0, 9, 2]}, {"ratings": [3, 0, 3]}]
-    assert lesson.other_half([(rows[0], rows[1]), (rows[2], rows[0]), (rows[0], rows[2])]) == 0.5
+    found = [(rows[0], rows[1]), (rows[2], rows[0]), (rows[0], rows[2])]
+    assert lesson.other_half(found).mean() == 0.5
 
 
 # --- the study
