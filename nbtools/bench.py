@@ -1,4 +1,4 @@
-"""`nbtools bench train · meter · import`: what the plumbing itself costs. Each prints a table and returns 0 or 1.
+"""`nbtools bench train · meter · import · ppo`: what our own code costs. Each prints a table and returns 0 or 1.
 
 Design choices
 - What is compared runs interleaved in one process, step by step, in rotating order; a verdict is on the median of the
@@ -8,12 +8,17 @@ Design choices
 - `train` proves that its loops did the same work: from the same weights they must come to the same loss.
 - `meter` does one thing more: what the meter's thread and its start and end take is too little to be seen in the pairs
   of steps, so it is also measured by itself; that sum is its verdict.
+- `ppo` runs lesson 09's loop against the pinned trl's PPOTrainer: same models, reward, openings, batch and settings.
+  Both draw their own answers, so it also compares what the trained policies earn, over seeds.
 """
 
+import contextlib
 import copy
 import ctypes
+import io
 import itertools
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -30,6 +35,7 @@ from .profiles import current
 from .train import fit
 
 BARE, TRAINER, METER, IMPORT = 0.97, 1.0, 0.01, 0.3  # speed against each; share of a step; seconds
+PPO = 1.0  # speed against trl's trainer
 HEAVY = ("torch", "transformers", "matplotlib", "ipywidgets", "nbformat", "IPython")
 LIGHT = "assets, checks, cli, meters, notebooks, plots, profiles, records, studies, train, zoo"
 
@@ -296,3 +302,136 @@ def import_(rounds=5):
         heavy |= found
     sentence = f"import nbtools takes {rows[1][1]:.4f} s (limit {IMPORT} s) and brings {len(heavy)} heavy modules"
     return verdict(rows, sentence, rows[1][1] < IMPORT and not heavy)
+
+
+def ppo_pair(lesson, settings, seed, folder):
+    """Lesson 09's loop and trl's PPOTrainer on equal terms: {name: (models, loop)}; a loop is a function of a tick."""
+    ours, score = lesson.Four(), lesson.scorers()["reward"]
+    loop = partial(lesson.ppo, ours, settings, score, seed)
+    theirs = lesson.Four()
+    trainer = ppo_trainer(theirs, settings, score, seed, folder)
+    return {
+        "ours": (ours, lambda tick: loop(lambda step, *_, **__: tick(step + 1))),
+        "trl": (theirs, lambda tick: with_ppo_trainer(trainer, tick)),
+    }
+
+
+def ppo_trainer(models, s, score, seed, folder):
+    """trl's PPOTrainer over the lesson's `models` with its settings `s`; `score` (texts -> (B,)) as a reward model."""
+    import torch
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+    from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+    from datasets import Dataset
+
+    from . import rollouts
+
+    tokenizer, cpu = models.tokenizer, current().device == "cpu"
+
+    class ByText(torch.nn.Module):
+        """What trl takes for a reward model: a backbone whose last hidden state is the score, at every token."""
+
+        base_model_prefix, score = "backbone", torch.nn.Identity()
+
+        def __init__(self):
+            super().__init__()
+            self.backbone = self.read
+
+        @staticmethod
+        def read(input_ids, **rest):
+            given = score(tokenizer.batch_decode(input_ids, skip_special_tokens=True)).to(input_ids.device)
+            return SimpleNamespace(hidden_states=[given[:, None, None].expand(*input_ids.shape, 1)])
+
+    sizes = models.policy.config.to_dict() | {"num_labels": 1}
+    value = LlamaForSequenceClassification(LlamaConfig.from_dict(sizes)).to(models.policy.device)
+    value.model.load_state_dict(models.policy.model.state_dict())
+    torch.nn.init.zeros_(value.score.weight)
+    config = PPOConfig(
+        folder,
+        per_device_train_batch_size=s.answers,
+        num_mini_batches=s.parts,
+        num_ppo_epochs=s.epochs,
+        total_episodes=s.answers * s.iterations,
+        response_length=s.tokens,
+        local_rollout_forward_batch_size=s.answers,
+        temperature=1.0,
+        stop_token="eos",
+        missing_eos_penalty=s.unended,
+        kl_coef=s.beta,
+        cliprange=s.clip,
+        learning_rate=s.lr,
+        lr_scheduler_type="constant",
+        adam_epsilon=1e-5,
+        weight_decay=0,
+        vf_coef=1.0,
+        seed=seed,
+        bf16=current().dtype == "bfloat16",
+        gradient_checkpointing=False,
+        num_sample_generations=0,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=cpu,
+    )
+    rows = Dataset.from_dict({"input_ids": [tokenizer(text)["input_ids"] for text in rollouts.openings()]})
+    return PPOTrainer(
+        config, tokenizer, models.policy, models.ref, ByText(), rows, value, eval_dataset=rows.select(range(s.answers))
+    )
+
+
+def with_ppo_trainer(trainer, tick):
+    """Run trl's trainer; a tick after each of its iterations."""
+    from transformers import PrinterCallback, TrainerCallback
+
+    class Ticks(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            tick(state.global_step)
+
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Ticks())
+    with contextlib.redirect_stdout(io.StringIO()):
+        trainer.train()
+
+
+def ppo(iterations=10, seeds=(0, 1, 2), warmup=1):
+    """Speed of lesson 09's PPO against trl's PPOTrainer, in turns of one iteration, and what both policies earn."""
+    from transformers.utils import logging
+
+    from datasets import disable_progress_bars
+
+    from . import records
+
+    logging.set_verbosity_error()
+    disable_progress_bars()
+    os.environ.setdefault(
+        "TRL_EXPERIMENTAL_SILENCE", "1"
+    )  # it warns that PPO may vanish; this is why the lesson has its own
+    steady_memory()
+    lesson = SimpleNamespace(**notebooks.definitions("09", "ppo", "Four", "Settings", "scorers", "measure"))
+    laps, earned = [], {"ours": [], "trl": []}
+    for seed in seeds:
+        with tempfile.TemporaryDirectory() as folder:
+            pair = ppo_pair(lesson, lesson.Settings(iterations=iterations), seed, folder)
+            laps += in_turns({name: loop for name, (_, loop) in pair.items()}, iterations)[warmup:]
+        for name, (models, _) in pair.items():
+            earned[name].append(lesson.measure(models))
+    return ppo_verdict(laps, earned, records.interval)
+
+
+def ppo_verdict(laps, earned, interval):
+    """Table and verdict of `ppo`: not slower by either clock, and the rewards' intervals over seeds overlap."""
+    rows, good = [["loop", "clock", "s an iteration", "ours against it", "quartiles", "", "reward", "", "KL", ""]], True
+    both = {name: [interval(row[key] for row in found) for key in ("reward", "kl")] for name, found in earned.items()}
+    for kind, label in enumerate(("processor", "wall")):
+        for name in ("ours", "trl"):
+            low, median, high = spread(lap[name][kind] / lap["ours"][kind] for lap in laps)
+            numbers = [x for pair in both[name] for x in pair]
+            rows.append([name, label, spread(lap[name][kind] for lap in laps)[1], median, low, high, *numbers])
+            good &= name == "ours" or (high if kind else median) >= PPO
+    (a, wide), (b, other) = both["ours"][0], both["trl"][0]
+    alike = abs(a - b) <= wide + other
+    sentence = (
+        f"ours has {rows[2][3]:.2f} of trl's speed (limit {PPO:g}), medians of {len(laps)} iterations; "
+        f"rewards {a:.2f} ± {wide:.2f} and {b:.2f} ± {other:.2f} {'overlap' if alike else 'differ'}"
+    )
+    return verdict(rows, sentence, good and alike)

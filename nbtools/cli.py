@@ -118,7 +118,7 @@ def build(args):
 
 
 def bench(args):
-    """measure nbtools itself: train, meter or import"""
+    """measure our own code: train, meter, import, or lesson 09's ppo against trl's"""
     from nbtools import bench
 
     return getattr(bench, args.what.replace("import", "import_"))() or 0
@@ -162,7 +162,7 @@ def parser():
         add[function].add_argument("notebooks", nargs="*", metavar="NB", help="numbers or names; all without a name")
     add[clean].add_argument("--check", action="store_true", help="change nothing, exit 1 if something would change")
     add[clean].add_argument("--outputs-from", metavar="IPYNB", help="an executed copy to take the kept outputs from")
-    add[bench].add_argument("what", choices=["train", "meter", "import"])
+    add[bench].add_argument("what", choices=["train", "meter", "import", "ppo"])
     add[study].add_argument("name")
     add[study].add_argument("--full", action="store_true", help="the full grid, for a GPU; else the small form")
     add[study].add_argument("--seeds", type=int, nargs="+", help="these seeds instead of the study's own")

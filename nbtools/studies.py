@@ -26,7 +26,8 @@ from . import notebooks, records, train
 from .errors import NbtoolsError
 
 SEEDS = (0, 1, 2, 3, 4)
-MODULES = ("tasks", "raters", "world")  # what lessons share; a study whose code calls one depends on all of it
+# What lessons share: a study whose code calls one of these depends on all of it.
+MODULES = ("tasks", "raters", "world", "rollouts", "sft")
 TUNING_SEED = 1000  # the draw that settings are chosen on; never reported
 
 
