@@ -10,7 +10,7 @@ import small
 import torch
 from transformers import LlamaForCausalLM
 
-from nbtools import bench, notebooks, rollouts, studies_09, train, world, zoo
+from nbtools import bench, checks, notebooks, rollouts, studies_09, train, world, zoo
 from nbtools.errors import NbtoolsError
 
 TAUGHT = (
@@ -141,8 +141,10 @@ def test_grpo_as_published_and_the_misprint(lesson):
     group = b.r.view(3, 32)
     advantage = ((group - group.mean(1, keepdim=True)) / (group.std(1, keepdim=True) + 1e-4)).view(-1, 1)
     d = (b.ref - logp).double()
-    wanted = (-advantage * torch.ones_like(logp)).mean() + lesson.BETA * (d.exp() - 1 - d).mean()
-    assert next(iter(lesson.grpo(policy, b))).item() == pytest.approx(wanted.item(), abs=1e-5)
+    wanted = -(advantage * (logp - logp.detach()).exp()).mean() + lesson.BETA * (d.exp() - 1 - d).mean()
+    loss = next(iter(lesson.grpo(policy, b)))
+    assert loss.item() == pytest.approx(wanted.item(), abs=1e-5)
+    assert torch.allclose(gradient(policy, loss), gradient(policy, wanted), atol=1e-6)
     assert gradient(policy, next(iter(lesson.misprint(policy, b)))).abs().max() == 0
 
 
@@ -171,6 +173,12 @@ def test_estimators_against_enumeration(lesson):
     assert abs(means["k2"] - true.item()) > 0.05
     assert losses["k1"].abs().max() < 1e-12
     assert torch.allclose(losses["k2"], slopes[0]) and torch.allclose(losses["k3"], slopes[1])
+
+
+@pytest.mark.parametrize("name", ["rloo_advantages", "gae", "clipped_loss"])
+def test_the_notebook_s_own_answers_pass_their_checks(lesson, name):
+    outcome = checks.examine(checks.exercises()[name], getattr(lesson, name))
+    assert outcome.passed, outcome.problems
 
 
 # --- rollouts
@@ -319,6 +327,7 @@ def test_ppo_moves_policy_and_critic_and_never_the_reference(lesson, load, by_le
     history = lesson.ppo(models, quick(lesson), by_length, **QUIET)
     assert len(history) == 2 and set(history[0]) == {"reward", "kl", "ended", "ratio", "texts"}
     assert history[0]["kl"] == 0 and history[1]["kl"] != 0
+    assert all(p.grad is None for group in models.trained() for p in group), "no gradient is left for the next step"
     assert max(row["ratio"] for row in history) < 0.02, "nothing has moved before the first step on a draw"
     assert len(moved(before["policy"], models.policy)) == len(before["policy"])
     assert not moved(before["ref"], models.ref) and moved(before["critic"], models.critic)
