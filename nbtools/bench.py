@@ -403,9 +403,7 @@ def ppo(iterations=10, seeds=(0, 1, 2), warmup=1):
 
     logging.set_verbosity_error()
     disable_progress_bars()
-    os.environ.setdefault(
-        "TRL_EXPERIMENTAL_SILENCE", "1"
-    )  # it warns that PPO may vanish; this is why the lesson has its own
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # the warning that PPO may vanish
     steady_memory()
     lesson = SimpleNamespace(**notebooks.definitions("09", "ppo", "Four", "Settings", "scorers", "measure"))
     laps, earned = [], {"ours": [], "trl": []}
