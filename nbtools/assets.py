@@ -122,12 +122,15 @@ def fetch(name, progress=True, verify=False):
     partial = cache() / ".partial"
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        with _lock(partial / f"{name}.lock", f"Another process is fetching {name}: waiting for it." * progress) as held:
+        said = f"Another process is fetching {card.archive}: waiting for it." * progress
+        with _lock(partial / f"{card.archive}.lock", said) as held:
             if status(name, verify) != "ok":  # else another process brought it while we waited
                 own = "" if held else f".{os.getpid()}"  # without locks, nobody continues another's half file
                 part = partial / f"{card.archive}{own}.part"
                 _download(card, part, progress)
-                _install(card, part, partial / f"{name}{own}.new")
+                for other in _of_one_archive(card):
+                    _install(other, part, partial / f"{other.name}{own}.new")
+                part.unlink()
     except OSError as err:
         why = f"{cache()} cannot be used ({err.strerror or err}); set NBTOOLS_CACHE to a folder that you can write"
         if err.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -161,6 +164,12 @@ def _card(name):
     if name not in known:
         raise AssetError(f"There is no asset {name!r}: choose one of {', '.join(known)}.")
     return known[name]
+
+
+def _of_one_archive(card):
+    """The card and those missing ones whose files lie in the same archive: what was downloaded once serves them all."""
+    others = (other for other in cards().values() if other.archive_sha256 == card.archive_sha256)
+    return [card, *(other for other in others if other.name != card.name and status(other.name) == "missing")]
 
 
 def _failed(card, why, kind=AssetError):
@@ -343,7 +352,6 @@ def _install(card, part, build):
         os.replace(build, card.folder)
     finally:
         shutil.rmtree(build, ignore_errors=True)
-    part.unlink()
 
 
 def _members(card, archive, wanted):

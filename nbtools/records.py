@@ -328,7 +328,7 @@ def outcomes(study):
 def study_table(study, columns=None):
     """Test accuracy or loss by arm and condition as Markdown, with where it comes from; "" without results.
 
-    columns: names of a row's numbers, joined by commas, to stand side by side instead; for studies of one condition.
+    columns: names of a row's numbers, joined by commas, to stand side by side instead.
     Raises NbtoolsError.
     """
     if not there(study):
@@ -357,15 +357,20 @@ def study_table(study, columns=None):
 
 
 def side_by_side(rows, columns):
-    """[{"Arm", column: "mean ± half-width"}], an arm a row, in the rows' order. Raises NbtoolsError."""
+    """[{"Arm", column: "mean ± half-width"}] by arm and by what varies within it, in the rows' order.
+
+    Raises NbtoolsError.
+    """
+    varied = [name for name in ("pairs", "beta", "noise") if len({row.get(name) for row in rows}) > 1]
     lines = []
-    for arm in dict.fromkeys(row["arm"] for row in rows):
-        own = select(rows, arm=arm)
+    for case in dict.fromkeys(tuple(row.get(name) for name in ("arm", *varied)) for row in rows):
+        own = [row for row in rows if tuple(row.get(name) for name in ("arm", *varied)) == case]
         if missing := [column for column in columns if column not in own[0]]:
-            raise NbtoolsError(f"The rows of {arm!r} have no column {missing[0]!r}; they have {', '.join(own[0])}.")
+            raise NbtoolsError(f"The rows of {case[0]!r} have no column {missing[0]!r}; they have {', '.join(own[0])}.")
         bands = {column: interval([row[column] for row in own]) for column in columns}
         show = {False: "{:.3f} ± {:.3f}", True: "{:.3f}"}  # one seed has no interval
-        lines.append({"Arm": arm.replace("_", " ")} | {c: show[math.isnan(b[1])].format(*b) for c, b in bands.items()})
+        arm = ", ".join([case[0].replace("_", " "), *(f"{n} {v}" for n, v in zip(varied, case[1:], strict=True))])
+        lines.append({"Arm": arm} | {c: show[math.isnan(b[1])].format(*b) for c, b in bands.items()})
     return lines
 
 

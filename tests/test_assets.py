@@ -11,6 +11,7 @@ import logging
 import os
 import random
 import re
+import shutil
 import signal
 import socketserver
 import stat
@@ -182,7 +183,8 @@ class World:
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == FILES
         assert assets.status("toy", verify=True) == "ok"
         assert [path.name for path in folder.parent.iterdir() if path.name != ".partial"] == [folder.name]
-        assert [path.name for path in (self.cache / ".partial").iterdir()] == ["toy.lock"]
+        left = [path.suffix for path in (self.cache / ".partial").iterdir()]
+        assert left == [".lock"]
 
 
 def one_sentence(text, *parts):
@@ -544,6 +546,25 @@ def test_two_processes_download_once(world):
     assert world.index.asked() == [None], "the second process downloaded too"
     assert "Another process is fetching toy" in waited and waited.split()[-1] == said.split()[-1]
     world.heals()
+
+
+def test_one_archive_for_two_assets_is_downloaded_once(world):
+    whole = world.index.archives["toy-1.0.tar.gz"]
+    world.add("other", data=whole)
+    folder = assets.fetch("toy", progress=False)
+    assert assets.status("toy", verify=True) == assets.status("other", verify=True) == "ok"
+    assert assets.fetch("other", progress=False) != folder and world.index.asked() == [None]
+    assert not world.part.exists()
+
+
+def test_an_asset_of_the_same_archive_that_is_broken_is_left_alone(world):
+    world.add("other", data=world.index.archives["toy-1.0.tar.gz"])
+    folder = assets.fetch("other", progress=False)
+    file = next(iter(folder.iterdir()))
+    file.write_bytes(b"mine")
+    shutil.rmtree(assets.path("toy"))
+    assets.fetch("toy", progress=False)
+    assert file.read_bytes() == b"mine" and assets.status("toy", verify=True) == "ok"
 
 
 def test_file_system_without_locks(world, monkeypatch):

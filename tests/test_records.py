@@ -574,6 +574,13 @@ def test_columns_of_a_study_stand_side_by_side(house):
         records.study_table("09/world", "tv,reward")
 
 
+def test_what_varies_within_an_arm_has_a_row_of_its_own(house):
+    rows = [{"phase": "report", "arm": "dpo", "pairs": n, "seed": s, "tv": 1 / n} for n in (2, 4, 8) for s in (0, 1)]
+    records.save("10", "world", rows)
+    table = records.study_table("10/world", "tv").splitlines()
+    assert table[2:5] == [f"| dpo, pairs {n} | {1 / n:.3f} ± 0.000 |" for n in (2, 4, 8)]
+
+
 def test_a_second_report_changes_nothing_and_text_around_the_tables_stays(house, capsys):
     records.report()
     files = [f for f in house.rglob("*") if f.is_file()]
