@@ -124,6 +124,18 @@ def bench(args):
     return getattr(bench, args.what.replace("import", "import_"))() or 0
 
 
+def plan(args):
+    """predict the memory of a training step, phase by phase, and say what to turn to make it fit"""
+    import json
+
+    from nbtools import planner
+
+    options = {key: value for key, value in vars(args).items() if key not in ("function", "model", "json")}
+    found = planner.plan(args.model, **options)
+    print(json.dumps(found.json(), indent=1) if args.json else found)
+    return 0
+
+
 def study(args):
     """run or go on with a long experiment; its rows go to results/"""
     from nbtools import studies
@@ -149,7 +161,7 @@ def parser():
     """The argument parser; a subcommand's help is the docstring of its function."""
     main = argparse.ArgumentParser(prog="nbtools", description="The course's plumbing; `make` has everyday commands.")
     commands, add = main.add_subparsers(required=True, metavar="COMMAND"), {}
-    for function in (doctor, fetch, lab, run, test, clean, check, student, build, bench, study, report):
+    for function in (doctor, fetch, lab, run, test, clean, check, student, build, bench, plan, study, report):
         add[function] = commands.add_parser(function.__name__, help=function.__doc__, description=function.__doc__)
         add[function].set_defaults(function=function)
     add[fetch].add_argument("names", nargs="*", help="assets, by the names of their cards in datasets/")
@@ -163,10 +175,24 @@ def parser():
     add[clean].add_argument("--check", action="store_true", help="change nothing, exit 1 if something would change")
     add[clean].add_argument("--outputs-from", metavar="IPYNB", help="an executed copy to take the kept outputs from")
     add[bench].add_argument("what", choices=["train", "meter", "import", "ppo"])
+    _plan_arguments(add[plan])
     add[study].add_argument("name")
     add[study].add_argument("--full", action="store_true", help="the full grid, for a GPU; else the small form")
     add[study].add_argument("--seeds", type=int, nargs="+", help="these seeds instead of the study's own")
     return main
+
+
+def _plan_arguments(parser):
+    from nbtools import planner
+
+    parser.add_argument("model", help=f"{', '.join(planner.MODELS)}, or a folder with a config.json")
+    for name, choices in planner.CHOICES.items():
+        parser.add_argument(f"--{name}", help=", ".join(choices), default=planner.DEFAULTS[name])
+    for name in ("rank", "batch", "seq", "accumulation"):
+        parser.add_argument(f"--{name}", type=int, default=planner.DEFAULTS[name])
+    parser.add_argument("--targets", help="all-linear, attention, mlp, qv, or names of layers", default="all-linear")
+    parser.add_argument("--card", help=", ".join(planner.CARDS))
+    parser.add_argument("--json", action="store_true", help="everything as JSON")
 
 
 def main(argv=None):

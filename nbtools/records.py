@@ -367,11 +367,23 @@ def side_by_side(rows, columns):
         own = [row for row in rows if tuple(row.get(name) for name in ("arm", *varied)) == case]
         if missing := [column for column in columns if column not in own[0]]:
             raise NbtoolsError(f"The rows of {case[0]!r} have no column {missing[0]!r}; they have {', '.join(own[0])}.")
-        bands = {column: interval([row[column] for row in own]) for column in columns}
-        show = {False: "{:.3f} ± {:.3f}", True: "{:.3f}"}  # one seed has no interval
+        cells = {column: _cell([row[column] for row in own]) for column in columns}
         arm = ", ".join([case[0].replace("_", " "), *(f"{n} {v}" for n, v in zip(varied, case[1:], strict=True))])
-        lines.append({"Arm": arm} | {c: show[math.isnan(b[1])].format(*b) for c, b in bands.items()})
+        lines.append({"Arm": arm} | cells)
     return lines
+
+
+def _cell(values):
+    """Values as "mean ± half-width", as one number where there is one, as nothing where one is missing.
+
+    Words, and whole numbers that are all the same, stand as they are.
+    """
+    if None in values:
+        return ""
+    if isinstance(values[0], str) or isinstance(values[0], int) and len({*values}) == 1:
+        return str(values[0])
+    mean, half = interval(values)
+    return f"{mean:.3f}" if math.isnan(half) else f"{mean:.3f} ± {half:.3f}"
 
 
 def transfer_figure():

@@ -160,12 +160,12 @@ def minilm():
 
 def shape(name):
     """The configuration of a real model without its weights, as a transformers config; datasets/shapes.json."""
-    from transformers import LlamaConfig
+    from transformers import AutoConfig
 
     known = json.loads((assets.CARDS / "shapes.json").read_text(encoding="utf-8"))
     if name not in known:
         raise NbtoolsError(f"There is no shape {name!r}: choose one of {', '.join(known)}.")
-    return LlamaConfig(**known[name]["config"])
+    return AutoConfig.for_model(**{"model_type": "llama"} | known[name]["config"])
 
 
 def vader(domain="movie"):

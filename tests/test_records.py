@@ -581,6 +581,12 @@ def test_what_varies_within_an_arm_has_a_row_of_its_own(house):
     assert table[2:5] == [f"| dpo, pairs {n} | {1 / n:.3f} ± 0.000 |" for n in (2, 4, 8)]
 
 
+def test_what_a_row_lacks_leaves_its_place_empty_and_words_stand_as_they_are(house):
+    rows = [{"phase": "report", "arm": "a", "seed": 0, "peer": None, "at": "loss", "error": 0.25, "layers": 6}]
+    records.save("14", "plan", rows)
+    assert records.study_table("14/plan", "peer,at,error,layers").splitlines()[2] == "| a |  | loss | 0.250 | 6 |"
+
+
 def test_a_second_report_changes_nothing_and_text_around_the_tables_stays(house, capsys):
     records.report()
     files = [f for f in house.rglob("*") if f.is_file()]

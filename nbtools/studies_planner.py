@@ -1,0 +1,179 @@
+"""The planner's table: formulas against the traced modules, and what other estimators say of the same rows.
+
+Each arm is one configuration of a real shape. Nothing is drawn or tuned, so one seed says it all:
+`nbtools study planner-cpu --seeds 0`. Two comparisons, both of the peak of allocated bytes, no GPU involved:
+- error: formulas against the trace, in per cent, on the shape cut to its first DEPTH layers (rows named "whole" are
+  not cut); worst: the error of the phase (at) where it is largest.
+- Other estimators against the formulas at full depth, in per cent. What they count as overhead is left out.
+"""
+
+import inspect
+from functools import cache
+from pathlib import Path
+
+from . import notebooks, planner
+from .errors import NbtoolsError
+from .studies import Study
+
+DEPTH = 6  # layers: a trace of all of them takes a minute or more on two busy cores
+BLOCK, MIXED, EAGER = {"checkpointing": "block"}, {"precision": "mixed"}, {"attention": "eager"}
+CASES = [
+    ("smollm2-135m", {"method": "full", "batch": 4}),
+    ("smollm2-135m", {"method": "full", "precision": "fp32", "batch": 2, "seq": 256} | EAGER),
+    ("smollm2-135m", {"batch": 4, "whole": True}),
+    ("smollm2-135m", {"batch": 4} | BLOCK | MIXED),
+    ("smollm2-135m", {"method": "qlora", "batch": 8} | BLOCK),
+    ("smollm2-360m", {"batch": 2} | MIXED),
+    ("smollm2-360m", {"method": "full", "batch": 2} | BLOCK | MIXED),
+    ("smollm2-1.7b", {"method": "full", "seq": 1024} | BLOCK),
+    ("smollm2-1.7b", {"targets": "qv", "seq": 1024}),
+    ("qwen2.5-0.5b", {"method": "full", "batch": 2}),
+    ("qwen2.5-0.5b", {"loss": "chunked", "batch": 2, "seq": 1024}),
+    ("qwen2.5-0.5b", {"batch": 2, "seq": 256} | MIXED | EAGER),
+    ("qwen2.5-0.5b", {"task": "dpo", "batch": 2}),
+    ("qwen2.5-1.5b", {"batch": 2, "seq": 1024} | BLOCK),
+    ("qwen2.5-1.5b", {"method": "qlora", "seq": 1024}),
+    ("qwen2.5-7b", {"method": "qlora", "loss": "chunked", "seq": 2048} | BLOCK),
+    ("llama-3.2-1b", {"method": "full", "batch": 2, "whole": True}),
+    ("llama-3.2-1b", {"method": "full", "batch": 2, "seq": 1024} | BLOCK),
+    ("llama-3.2-1b", {"method": "full", "precision": "fp32"}),
+    ("llama-3.2-1b", {"method": "full", "optimizer": "adamw-fused", "accumulation": 4}),
+    ("llama-3.2-1b", {"method": "full", "loss": "chunked", "batch": 2, "seq": 1024} | BLOCK),
+    ("llama-3.2-1b", {"method": "full", "optimizer": "sgd"} | MIXED),
+    ("llama-3.2-1b", {"method": "full", "task": "dpo"}),
+    ("llama-3.2-1b", {"targets": "qv", "batch": 2, "seq": 1024}),
+    ("llama-3.2-1b", {"batch": 2, "seq": 1024, "whole": True}),
+    ("llama-3.2-1b", {"batch": 2} | MIXED),
+    ("llama-3.2-1b", {"checkpointing": "selective", "batch": 4}),
+    ("llama-3.2-1b", {"method": "qlora", "batch": 2, "seq": 1024} | BLOCK),
+    ("llama-3.2-1b", {"task": "reward", "batch": 2}),
+    ("llama-3.2-1b", {"task": "ppo", "batch": 4, "seq": 256}),
+    ("llama-3.2-1b", {"method": "head", "task": "reward", "batch": 4}),
+    ("llama-3.2-3b", {"rank": 32, "batch": 2, "seq": 1024} | BLOCK),
+    ("llama-3.2-3b", {"method": "full", "seq": 1024} | BLOCK),
+    ("llama-3-8b", {"method": "qlora", "seq": 2048}),
+    ("llama-3-8b", {"method": "qlora", "seq": 2048} | BLOCK),
+    ("llama-3-8b", {} | EAGER),
+    ("llama-3-8b", {"method": "full", "seq": 2048} | BLOCK),
+    ("mistral-7b", {"seq": 1024}),
+    ("mistral-7b", {"seq": 4096} | BLOCK),
+    ("gemma-2-2b", {"method": "full"} | BLOCK),
+    ("gemma-2-2b", {} | EAGER),
+    ("gemma-2-2b", {"seq": 1024} | BLOCK | MIXED),
+    ("minilm", {"method": "full", "precision": "fp32", "batch": 32, "seq": 128}),
+    ("minilm", {"batch": 32, "seq": 128} | MIXED),
+    ("minilm", {"method": "full", "batch": 16, "seq": 128} | MIXED | EAGER),
+    ("bert-base", {"method": "full", "precision": "fp32", "batch": 16, "seq": 256, "whole": True} | BLOCK),
+    ("bert-base", {"precision": "fp32", "batch": 16, "seq": 128}),
+    ("bert-base", {"method": "head", "precision": "fp32", "batch": 32, "seq": 128}),
+    ("vit-base", {"method": "full", "precision": "fp32", "batch": 16}),
+    ("vit-base", {"batch": 32}),
+    ("vit-base", {"method": "full", "batch": 32} | BLOCK | MIXED),
+]
+
+
+def name(model, options):
+    """A row's name: the model, and what differs from the planner's defaults."""
+    shown = ("method", "batch", "seq")
+    given = {"method": "lora", "batch": 1, "seq": 512} | options
+    rest = ["whole" if key == "whole" else str(value) for key, value in given.items() if key not in shown]
+    return " ".join([model, given["method"], f"{given['batch']}x{given['seq']}", *rest])
+
+
+ARMS = {name(*case): case for case in CASES}
+
+
+@cache
+def measured(arm):
+    """One row: peaks in GiB, traced and by formulas, at the traced depth; errors in per cent; other estimators."""
+    from . import tracing
+
+    model, options = ARMS[arm]
+    options = dict(options)
+    config = dict(planner.configuration(model)[1])
+    if not options.pop("whole", False):
+        config["num_hidden_layers"] = min(config["num_hidden_layers"], DEPTH)
+    traced, plan = tracing.trace(config, **options), planner.plan(config, **options)
+    totals = {phase: sum(parts.values()) for phase, parts in traced.items()}
+    peak, predicted = max(totals.values()), max(plan.total(phase) for phase in totals)
+    errors = {phase: 100 * (plan.total(phase) / total - 1) for phase, total in totals.items()}
+    worst = max(errors, key=lambda phase: abs(errors[phase]))
+    row = {"layers": config["num_hidden_layers"], "traced": peak / 2**30, "formulas": predicted / 2**30}
+    row |= {"error": 100 * (predicted / peak - 1), "worst": errors[worst]} | peers(planner.plan(model, **options))
+    return {key: None if value is None else round(value, 3) for key, value in row.items()} | {"at": worst}
+
+
+def peers(plan):
+    """The formulas' peak at full depth in GiB, and how far other estimators are from it, in per cent."""
+    said = {
+        "accelerate": accelerate_bytes(plan),
+        "sixteen": 16 * plan.facts["parameters"],
+        "fitcheck": fitcheck_bytes(plan),
+    }
+    off = {peer: None if n is None else 100 * (n / plan.allocated - 1) for peer, n in said.items()}
+    return {"full": plan.allocated / 2**30} | off
+
+
+def accelerate_bytes(plan):
+    """What `accelerate estimate-memory` prints for training with Adam; it knows no method, batch or length."""
+    from accelerate.commands.estimate import estimate_training_usage
+
+    kind = "float32" if plan.setup.precision == "fp32" else "bfloat16"
+    return max(estimate_training_usage(4 * plan.facts["parameters"], kind).values())
+
+
+def fitcheck_bytes(plan):
+    """fitcheck-llm's weights, adapters, optimizer, gradients and activations, for what it knows; None without it."""
+    s = plan.setup
+    try:
+        from fitcheck import GPU_DB, ModelConfig, TrainingConfig, estimate
+    except ImportError:
+        return None
+    if s.head != "lm" or s.task != "sft" or s.method == "head" or s.optimizer == "adamw-fused":
+        return None
+    keys = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
+    sizes = [s.config[key] for key in (*keys, "vocab_size", "head_dim", "tie_word_embeddings")]
+    training = TrainingConfig(
+        precision="bf16" if s.precision == "bf16" else "fp32",
+        quantization="nf4" if s.method == "qlora" else "none",
+        double_quant=s.method == "qlora",
+        optimizer="sgd" if s.optimizer == "sgd" else "adamw",
+        optimizer_dtype="bf16" if (s.precision, s.method) == ("bf16", "full") else "fp32",
+        batch_size=s.rows,
+        seq_len=s.seq,
+        lora_rank=s.rank if s.targets else None,
+        lora_targets=list(s.targets) or ["q_proj"],
+        grad_checkpoint=s.checkpointing == "block",
+        flash_attn=s.attention != "eager",
+    )
+    found = estimate(ModelConfig(s.name, plan.facts["parameters"], *sizes), training, next(iter(GPU_DB.values())))
+    parts = (found.weight_mib, found.lora_mib, found.optimizer_mib, found.gradient_mib, found.activation_mib)
+    return sum(parts) * 2**20
+
+
+def run(cell):
+    """A row of the table; there is nothing to tune."""
+    if cell["phase"] == "tune":
+        return {"score": 0.0}
+    if cell["arm"] not in ARMS:
+        raise NbtoolsError(f"The planner's table has no row {cell['arm']!r}.")
+    return measured(cell["arm"])
+
+
+class Table(Study):
+    """A study that depends on the planner's engines, and on no lesson."""
+
+    def code(self):
+        files = [Path(__file__).with_name(f"{module}.py") for module in ("ledger", "formulas", "tracing")]
+        return notebooks.fingerprint(inspect.getsource(measured), *(file.read_text("utf-8") for file in files))
+
+
+STUDIES = {
+    "planner-cpu": Table(
+        "14",
+        lambda full: dict.fromkeys(ARMS, [{}]),
+        lambda full: [{}],
+        run,
+        "peak of allocated bytes: formulas and other estimators against the traced modules, errors in per cent",
+    )
+}

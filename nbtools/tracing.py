@@ -1,0 +1,301 @@
+"""Peak memory of a training step, traced: the real modules of transformers and peft run without weights, data or a GPU.
+
+Design choices
+- The model is built on torch's meta device, wrapped by peft there (peft cannot wrap a fake model), then given fake
+  tensors. A dispatch mode sees every operation and counts each storage from birth to death, rounded up to 512 bytes.
+- Two steps run; the second is measured, for then the optimizer's states are there.
+- Fake tensors on a GPU fail in backward without a device, so this traces the CPU's operations. Where a GPU's kernels
+  keep something else (attention's random state, autocast's choice for softmax) the trace does not know.
+- bitsandbytes' Params4bit cannot be faked: `FourBit` stands in for its layer, with the same bytes and de-quantising.
+  Its optimizers and flash attention have no form that can be faked: `trace` says so.
+- Rows have the full length and are not packed; no dropout; no key-value cache while training.
+"""
+
+import contextlib
+import weakref
+from unittest import mock
+
+import bitsandbytes as bnb
+import peft
+import torch
+import torch.nn.functional as F
+import transformers
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
+from transformers import masking_utils
+
+from . import formulas, planner
+from .errors import NbtoolsError
+from .ledger import PARTS
+
+HEADS = {
+    "lm": transformers.AutoModelForCausalLM,
+    "score": transformers.AutoModelForSequenceClassification,
+    "bert": transformers.AutoModelForSequenceClassification,
+    "vit": transformers.AutoModelForImageClassification,
+}
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of the storages that operations made and nobody has dropped yet, by part; `peak()` since the last call."""
+
+    def __init__(self, vocabulary=None):
+        super().__init__()
+        self.now, self.top, self.vocabulary = dict.fromkeys(PARTS, 0), {}, vocabulary
+        self._kept = weakref.WeakKeyDictionary()  # storage -> [part, bytes]
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor) and leaf.untyped_storage() not in self._kept:
+                self._born(leaf)
+        return out
+
+    def _born(self, tensor):
+        storage = tensor.untyped_storage()
+        part = "logits" if tensor.ndim > 1 and tensor.shape[-1] == self.vocabulary else "workspace"
+        entry = self._kept[storage] = [part, -(-storage.nbytes() // 512) * 512]
+        self.now[part] += entry[1]
+        if sum(self.now.values()) > sum(self.top.values()):
+            self.top = dict(self.now)
+        weakref.finalize(storage, self._died, entry)
+
+    def _died(self, entry):
+        self.now[entry[0]] -= entry[1]
+
+    def move(self, part, tensors=None):
+        """Count these tensors (or all that is workspace now) as `part` from here on."""
+        wanted = self._kept.values() if tensors is None else [self._kept[t.untyped_storage()] for t in tensors]
+        for entry in wanted:
+            if tensors is not None or entry[0] == "workspace":
+                self._died(entry)
+                entry[0] = part
+                self.now[part] += entry[1]
+
+    def peak(self):
+        """{part: bytes} at the highest moment since the last call."""
+        top, self.top = self.top, dict(self.now)
+        return top
+
+
+class _Dequantised(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, layer):
+        ctx.layer = layer
+        return F.linear(x, layer.dequantised(x.dtype), layer.bias)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad @ ctx.layer.dequantised(grad.dtype), None
+
+
+class FourBit(bnb.nn.Linear4bit):
+    """Stands in for bitsandbytes' NF4 layer: as many bytes, and a whole weight while it is used."""
+
+    def __init__(self, layer, compute_dtype):
+        torch.nn.Module.__init__(self)
+        self.in_features, self.out_features, self.bias = layer.in_features, layer.out_features, layer.bias
+        self.compute_dtype = compute_dtype
+        packed = torch.empty(layer.weight.numel() // 2, 1, dtype=torch.uint8)
+        self.weight = torch.nn.Parameter(packed, requires_grad=False)
+        self.weight.compress_statistics, self.weight.quant_type = True, "nf4"
+        for i, size in enumerate(formulas.nf4_statistics(layer.weight.numel())):
+            self.register_buffer(f"statistic{i}", torch.empty(size, dtype=torch.uint8))
+
+    def dequantised(self, dtype):
+        return torch.empty(self.out_features, self.in_features, dtype=dtype)
+
+    def forward(self, x):
+        return _Dequantised.apply(x.to(self.compute_dtype), self).to(x.dtype)
+
+
+def build(s):
+    """The model of a planner.Setup on the meta device, in train mode, adapted and frozen as the method says."""
+    config = transformers.AutoConfig.for_model(**s.config)
+    for name, value in vars(config).items():
+        if "dropout" in name and isinstance(value, float):
+            setattr(config, name, 0.0)
+    if s.head != "lm":
+        config.num_labels, config.pad_token_id = s.labels if s.head == "classifier" else 1, 0
+    dtype = torch.bfloat16 if s.precision == "bf16" else torch.float32
+    with torch.device("meta"):
+        auto = HEADS[s.kind if s.head == "classifier" else s.head]
+        model = auto.from_config(config, dtype=dtype, attn_implementation=s.attention)
+        if s.method == "qlora":
+            _quantise(model, s)
+        if s.targets:
+            model = _with_lora(model, s)
+    if s.method == "head":
+        model.requires_grad_(False)
+        output = model.get_output_embeddings() if s.head == "lm" else getattr(model, "classifier", None) or model.score
+        output.requires_grad_(True)
+    if s.checkpointing != "off":
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if s.targets:
+            model.enable_input_require_grads()
+        blocks = [m for m in model.modules() if isinstance(m, transformers.modeling_layers.GradientCheckpointingLayer)]
+        for block in blocks[1::2] if s.checkpointing == "selective" else ():
+            block.gradient_checkpointing = False
+    return model.train()
+
+
+def _with_lora(model, s):
+    everything = s.targets == formulas.LINEAR[s.kind]
+    kind = "CAUSAL_LM" if s.head == "lm" else "SEQ_CLS" if s.kind != "vit" else None
+    return peft.get_peft_model(
+        model,
+        peft.LoraConfig(
+            r=s.rank,
+            target_modules="all-linear" if everything and kind else list(s.targets),
+            task_type=kind,
+            modules_to_save=None if kind else ["classifier"],
+        ),
+    )
+
+
+def _quantise(model, s):
+    dtype = torch.float32 if s.precision == "fp32" else torch.bfloat16
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, torch.nn.Linear) and name.rpartition(".")[2] in formulas.LINEAR[s.kind]:
+            model.set_submodule(name, FourBit(layer, dtype))
+    model.is_loaded_in_4bit = True
+    model.requires_grad_(False)
+
+
+def materialise(model, live):
+    """Meta parameters and buffers become fake ones, counted as weights or adapters; tied ones stay tied."""
+    made = {}
+    for module in model.modules():
+        for name, p in module._parameters.items():
+            if p is not None:
+                if id(p) not in made:
+                    made[id(p)] = torch.nn.Parameter(torch.empty(p.shape, dtype=p.dtype), requires_grad=p.requires_grad)
+                module._parameters[name] = made[id(p)]
+        for name, b in module._buffers.items():
+            if b is not None:
+                module._buffers[name] = torch.empty(b.shape, dtype=b.dtype)
+    live.move("weights")
+    live.move("adapters", [p for n, p in model.named_parameters() if "lora_" in n or "modules_to_save" in n])
+    for p in model.parameters():
+        if p.requires_grad:
+            p.register_post_accumulate_grad_hook(lambda p: live.move("gradients", [p.grad]))
+    return model
+
+
+class Step:
+    """A training step of a Setup by the real model: `forward(net)`, then `loss(state)`."""
+
+    def __init__(self, s, net, value=None):
+        self.s, self.net, self.value = s, net, value
+        self.base = net.get_base_model() if s.targets else net
+        if s.kind == "vit":
+            edge = s.config["image_size"]
+            self.batch = {"pixel_values": torch.rand(s.rows, s.config["num_channels"], edge, edge)}
+        else:
+            self.ids = torch.randint(1, s.config["vocab_size"], (s.rows, s.seq))
+            self.batch = {"input_ids": self.ids} | ({} if s.kind == "bert" else {"use_cache": False})
+
+    def forward(self):
+        """What the loss needs: logits, or the last hidden state, or both."""
+        if self.s.loss == "chunked":
+            return self.base.model(**self.batch).last_hidden_state
+        if self.s.task == "ppo":
+            hidden = self.base.model(**self.batch).last_hidden_state
+            return self.base.lm_head(hidden), self.value(hidden.to(self.value.weight.dtype))
+        return self.net(**self.batch).logits
+
+    def loss(self, found):
+        s = self.s
+        if s.loss == "chunked":
+            parts = zip(
+                found.view(-1, found.shape[-1]).split(formulas.CHUNK),
+                self.ids.view(-1).split(formulas.CHUNK),
+                strict=True,
+            )
+            return sum(checkpoint(self.chunk, hidden, labels, use_reentrant=False) for hidden, labels in parts)
+        if s.task in ("dpo", "ppo"):
+            logprobs = self.logprobs(found[0] if s.task == "ppo" else found)
+            return (
+                -logprobs.mean() + found[1].float().mean()
+                if s.task == "ppo"
+                else -F.logsigmoid(logprobs.sum(-1)).mean()
+            )
+        if s.head == "lm":
+            return self.base.loss_function(logits=found, labels=self.ids, vocab_size=s.config["vocab_size"])
+        if s.head == "score":
+            return -F.logsigmoid(found[::2] - found[1::2]).mean()
+        return F.cross_entropy(found, torch.zeros(s.rows, dtype=torch.long))
+
+    def chunk(self, hidden, labels):
+        logits = self.base.lm_head(hidden)
+        cap = self.s.config.get("final_logit_softcapping")
+        logits = torch.tanh(logits / cap) * cap if cap else logits
+        return F.cross_entropy(logits.float(), labels, reduction="sum")
+
+    def logprobs(self, logits):
+        return F.log_softmax(logits[:, :-1].float(), -1).gather(-1, self.ids[:, 1:, None]).squeeze(-1)
+
+    def reference(self):
+        """Log-probabilities by the model without its adapter, or by itself in a frozen copy's place."""
+        with torch.no_grad(), self.net.disable_adapter() if self.s.targets else contextlib.nullcontext():
+            self.logprobs(self.net(**self.batch).logits)
+
+
+def _check(s):
+    if s.attention == "flash":
+        raise NbtoolsError("attention 'flash' has no CPU form to trace: trace 'sdpa', whose formulas are the same.")
+    if s.optimizer not in ("adamw", "adamw-fused", "sgd"):
+        raise NbtoolsError(f"optimizer {s.optimizer!r} cannot run on fake tensors: trace adamw, adamw-fused or sgd.")
+
+
+def trace(model, **arguments):
+    """{phase: {part: bytes}} for planner.plan's arguments, from running the model once. Seconds. Raises NbtoolsError.
+
+    Phases as in planner.Plan, without generation. What backward makes again under checkpointing counts as workspace.
+    """
+    arguments.pop("card", None)
+    s = planner.setup(model, **arguments)
+    _check(s)
+    net, phases = build(s), {}
+    one_text = mock.patch.object(masking_utils, "find_packed_sequence_indices", lambda position_ids: None)
+    with one_text, FakeTensorMode(allow_non_fake_inputs=True), LiveBytes(s.config.get("vocab_size")) as live:
+        materialise(net, live)
+        copies = [torch.empty_like(p) for p in net.parameters()] if s.task in ("dpo", "ppo") and not s.targets else []
+        value = torch.nn.Linear(s.config["hidden_size"], 1, bias=False) if s.task == "ppo" else None
+        live.move("weights")
+        phases["load"] = live.peak()
+        own = [p for p in (*net.parameters(), *(value.parameters() if value else ())) if p.requires_grad]
+        optimizer, step = _optimizer(s, own), Step(s, net, value)
+        for _ in range(2):
+            for _ in range(min(s.accumulation, 2)):
+                _measure(s, step, live, phases)
+            optimizer.step()
+            phases["step"] = live.peak()
+            live.move("optimizer", [t for v in optimizer.state.values() for t in v.values() if torch.is_tensor(t)])
+            optimizer.zero_grad()
+        del copies
+    return phases
+
+
+def _measure(s, step, live, phases):
+    live.peak()
+    with torch.autocast("cpu", torch.bfloat16) if s.precision == "mixed" else contextlib.nullcontext():
+        if s.task in ("dpo", "ppo"):
+            step.reference()
+        found = step.forward()
+        phases["forward"] = live.peak()
+        loss = step.loss(found)
+        phases["loss"] = live.peak()
+        del found
+    live.move("activations")
+    loss.backward()
+    del loss
+    phases["backward"] = live.peak()
+
+
+def _optimizer(s, own):
+    if s.optimizer == "sgd":
+        return torch.optim.SGD(own, lr=0.1, foreach=True)
+    return torch.optim.AdamW(own, lr=1e-4, **({"fused": True} if s.optimizer == "adamw-fused" else {"foreach": True}))
