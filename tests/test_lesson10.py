@@ -428,7 +428,7 @@ def test_hhh_asks_by_token_and_knows_the_better_answer(lesson, judge, replace):
     wanted = {
         text for task in source for row in task["examples"] for text, mark in row["target_scores"].items() if mark
     }
-    assert 100 < len(rows) < 221 and all(better in wanted for _, better, _ in rows)
+    assert len(rows) == 70 and all(better in wanted for _, better, _ in rows)
     assert sum(len(task["examples"]) for task in source) == 221
     rate = {"a": -1.0, "b": -2.0}  # of a token; answers of ten tokens and of two
 
@@ -513,5 +513,5 @@ def test_cells_of_the_studies_tune_and_report(lesson, monkeypatch):
 def test_the_grids_name_arms_that_exist(lesson):
     studies = studies_10.STUDIES
     assert tuple(studies["dpo-loss"].arms(False)) == lesson.KINDS
-    assert {*studies["dpo-labels"].arms(False), "online"} == set(lesson.ARMS)
+    assert {*studies["dpo-labels"].arms(False), *studies["dpo"].arms(False)} == set(lesson.ARMS)
     assert set(studies["dpo"].arms(False)) <= set(lesson.ARMS)
