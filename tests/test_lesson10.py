@@ -377,7 +377,7 @@ def test_the_ceiling_leaves_the_choosing_raters_out(lesson, monkeypatch):
     ]  # every rater of the first is alone against the two others
     monkeypatch.setattr(raters, "snippets", lambda domain, part: rows)
     assert lesson.ceiling(200) == 0.0
-    rows[0]["ratings"] = [4, 1, 1]
+    rows[0]["ratings"], rows[1]["ratings"] = [4, 1, 1], [1, 0, 0]  # 1 against 1 is no choice
     assert lesson.ceiling(200) == 1.0
 
 
@@ -411,7 +411,7 @@ def test_chat_arms_learn_from_their_own_pairs_alone(lesson, judge, replace):
         "conversations", lambda: [([{"role": "user", "content": f"Is it {i}?"}], f"Yes, {i}.", "No") for i in range(70)]
     )
     replace("chat_start", cache(lesson.chat_start.__wrapped__))
-    replace("comparisons", lambda: [("Say hi", "Hello there", "No"), ("2 + 2", "4", "It is five")])
+    replace("hhh", lambda policy: policy.lm_head.weight.detach().double().sum().item())
     still = lesson.chat_arm("dpo", 0.0, 1)
     assert still["chosen"] == pytest.approx(0, abs=1e-4) and still["loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert still["hhh"] == still["hhh before"] and still["likelier"] == still["likelier before"]
@@ -419,7 +419,8 @@ def test_chat_arms_learn_from_their_own_pairs_alone(lesson, judge, replace):
     moved, val = lesson.chat_arm("dpo", 1e-2, 1), lesson.chat_arm("dpo", 1e-2, 1, "val")
     own = lesson.chat_split(moved["pairs"], 1)[1]
     assert all(torch.equal(win, own) and torch.equal(lose, own + moved["pairs"]) for win, lose in met)
-    assert moved["chosen"] != 0 and "hhh" in moved and "hhh" not in val and val["loss"] != moved["loss"]
+    assert moved["chosen"] != 0 and "hhh" not in val and val["loss"] != moved["loss"]
+    assert moved["hhh before"] == still["hhh"] != moved["hhh"]
 
 
 def test_hhh_asks_by_token_and_knows_the_better_answer(lesson, judge, replace):
