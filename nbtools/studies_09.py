@@ -8,6 +8,8 @@ from .studies import Study
 
 WORLD09 = ("run_world", "ARMS", "STEPS")
 LESSON09 = ("run_arm", "measure", "scorers", "VAL")
+BIG09 = ("run_big", "VAL")
+SHORT = 6  # draws of SmolLM2 on a CPU
 
 
 @cache
@@ -37,6 +39,18 @@ def ppo_run(cell):
     row = {name: round(value, 4) for name, value in lesson.measure(models).items()}
     row |= {"curve": " ".join(f"{kl:.2f},{a:.2f},{b:.2f}" for kl, a, b in way)}
     return row | {"sample": " | ".join(history[-1]["texts"][:6])}
+
+
+def big_run(cell):
+    """PPO on SmolLM2 under adapters, before and after; where rates are tried, scored by reward - beta KL on others."""
+    lesson = _lesson09(*BIG09)
+    given = {"lr": cell["lr"], "iterations": cell["iterations"], "tick": lambda *a, **k: None}
+    if cell["phase"] == "tune":
+        if cell["iterations"] == SHORT:  # one rate
+            return {"score": 0.0}
+        found = lesson.run_big(cell["seed"], part=lesson.VAL, **given)
+        return {"score": found["reward"] - 0.05 * found["kl"]}
+    return {name: round(value, 4) for name, value in lesson.run_big(cell["seed"], **given).items()}
 
 
 def world_arms(full):
@@ -69,5 +83,13 @@ STUDIES = {
         ppo_run,
         "PPO on the pocket model with the rewards of a draw shuffled",
         LESSON09,
+    ),
+    "ppo-smollm2": Study(
+        "09",
+        lambda full: {"ppo": [{"lr": lr} for lr in ((1e-4, 3e-4, 1e-3, 3e-3) if full else (1e-3,))]},
+        lambda full: [{"iterations": 60 if full else SHORT}],
+        big_run,
+        "PPO on SmolLM2 under adapters: what reward and judge of 64 held-out openings gain",
+        BIG09,
     ),
 }

@@ -16,7 +16,7 @@ from nbtools.errors import NbtoolsError
 TAUGHT = (
     "REF BETA best_of_n rloo_advantages gae clipped_loss rloo ppo_world grpo misprint ARMS run_world whiten ESTIMATORS "
     "Critic Four Shared Settings token_rewards collect ppo value_loss favourite measure normalised shuffled run_arm "
-    "megabytes plain"
+    "megabytes plain run_big"
 )
 QUIET = {"tick": lambda *a, **k: None}
 
@@ -422,6 +422,22 @@ def test_favourite_phrase_and_shuffled_rewards(lesson):
     assert out.sort().values.tolist() == list(range(100)) and (out == torch.arange(100.0)).sum() < 10
 
 
+def test_the_bigger_model_is_measured_before_and_after(lesson, load, by_length, monkeypatch):
+    parts, put = [], lambda name, value: monkeypatch.setitem(lesson.run_big.__globals__, name, value)
+    measure = lesson.measure
+
+    def seen(models, part):
+        parts.append(part)
+        return measure(models, part)
+
+    put("measure", seen)
+    put("bigger", load)
+    put("scorers", lambda: dict.fromkeys(("reward", "judge"), by_length))
+    still = lesson.run_big(0, 0.0, 1, slice(3, 9), **QUIET)
+    assert parts == [slice(3, 9)] * 2 and still["gain in reward"] == still["gain in judge"] == 0 == still["kl"]
+    assert lesson.run_big(0, 0.1, 1, slice(3, 9), **QUIET)["kl"] != 0
+
+
 def test_arms_are_named(lesson):
     with pytest.raises(ValueError, match="an arm is ppo or shuffled, got 'dpo'"):
         lesson.run_arm("dpo", 0.1, 1e-3, 0)
@@ -441,6 +457,13 @@ def test_the_study_runs_the_lesson(monkeypatch, lesson):
     assert studies_09.ppo_run(cell | {"phase": "tune"})["score"] == pytest.approx(0.7)
     row = studies_09.ppo_run(cell | {"phase": "report"})
     assert row["reward"] == 2.0 and row["curve"] == "0.00,0.00,1.00 3.00,1.50,1.00" and row["sample"] == "a b"
+    fake.run_big = lambda seed, part="test", **given: {
+        "reward": seed + given["lr"] * 1e4,
+        "kl": 2.0 * (part == fake.VAL),
+    }
+    big = cell | {"iterations": 60, "phase": "tune"}
+    assert studies_09.big_run(big) == {"score": 0.9} and studies_09.big_run(big | {"iterations": 6}) == {"score": 0.0}
+    assert studies_09.big_run(big | {"phase": "report"}) == {"reward": 1.0, "kl": 0.0}
     row = studies_09.world_run({"arm": "PPO", "lr": 0.1, "seed": 0})
     assert row["score"] == -0.1 and row["curve"] == "0.7000 0.1000"
 
