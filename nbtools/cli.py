@@ -1,6 +1,7 @@
 """The `nbtools` command: one function a subcommand, each returns an exit status.
 
-What a subcommand needs is imported inside it, so that `nbtools --help` answers at once. An error meant for the reader
+What a subcommand needs is imported inside it, so that `nbtools --help` answers at once; only the planner, which brings
+no torch, is imported for its choices. An error meant for the reader
 (NbtoolsError) is one line and status 2, Ctrl-C one line and 130; any other error is a bug and keeps its traceback.
 """
 

@@ -12,7 +12,6 @@ Design choices
 import inspect
 import json
 import re
-import urllib.request
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -117,21 +116,17 @@ def configuration(model):
 
 
 def _from_hub(model):
-    """The text of a hub model's config.json, from the hub's cache or by one request."""
+    """The text of a hub model's config.json, by the hub's own client: its cache, token and offline switch count."""
     sentence = f"There is no model {model!r}: choose one of {', '.join(MODELS)}, or a folder with a config.json"
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
         raise NbtoolsError(f"{sentence}.")
-    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub import hf_hub_download
 
-    if isinstance(cached := try_to_load_from_cache(model, "config.json"), str):
-        return Path(cached).read_text(encoding="utf-8")
     try:
-        if constants.HF_HUB_OFFLINE:
-            raise OSError("the network is off, by HF_HUB_OFFLINE")
-        with urllib.request.urlopen(f"{constants.ENDPOINT}/{model}/resolve/main/config.json", timeout=10) as reply:
-            return reply.read().decode()
+        return Path(hf_hub_download(model, "config.json")).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise NbtoolsError(f"{sentence}; as a hub name it cannot be read here ({error}).") from None
+        why = f"{type(error).__name__}; a gated model needs `hf auth login`"
+        raise NbtoolsError(f"{sentence}; as a hub name it cannot be read here ({why}).") from None
 
 
 def normalised(name, config):
@@ -191,15 +186,13 @@ def setup(model, **given):
 
 
 def _fit_together(name, config, encoder, method, task, loss):
-    if encoder and (task not in ("sft", "classify") or method == "qlora" or loss == "chunked"):
-        wrong = (
-            f"task {task!r}"
-            if task not in ("sft", "classify")
-            else "method 'qlora'"
-            if method == "qlora"
-            else "loss 'chunked'"
+    misfits = {"task": task not in ("sft", "classify"), "method": method == "qlora", "loss": loss == "chunked"}
+    if encoder and any(misfits.values()):
+        wrong = next(key for key, misfit in misfits.items() if misfit)
+        value = {"task": task, "method": method, "loss": loss}[wrong]
+        raise NbtoolsError(
+            f"{name} is an encoder, planned as a classifier, so {wrong} {value!r} does not apply: leave it out."
         )
-        raise NbtoolsError(f"{name} is an encoder, planned as a classifier, so {wrong} does not apply: leave it out.")
     if not encoder and task == "classify":
         raise NbtoolsError(f"{name} is a language model: its classifier is planned as task 'reward', not 'classify'.")
     if method == "head" and task != "reward" and config["tie_word_embeddings"] and not encoder:
@@ -381,19 +374,31 @@ def _to(arguments, key, value, *only):
 
 
 CHANGES = (  # what, price in speed, arguments -> new arguments or None; cheapest first
-    ("chunked loss", "a few per cent slower", lambda a: _to(a, "loss", "chunked")),
-    ("sdpa attention", "faster", lambda a: _to(a, "attention", "sdpa", "eager")),
-    ("fused AdamW", "faster", lambda a: _to(a, "optimizer", "adamw-fused", "adamw")),
+    ("chunked loss", "slower: logits are made twice", lambda a: _to(a, "loss", "chunked")),
+    ("sdpa attention", "not slower", lambda a: _to(a, "attention", "sdpa", "eager")),
+    ("fused AdamW", "not slower", lambda a: _to(a, "optimizer", "adamw-fused", "adamw")),
     ("batch 1 with {accumulation} accumulated", "slower where a row does not fill the card", _smaller_batch),
     (
         "16-bit weights",
-        "faster; without 32-bit master weights small updates can be lost",
+        "not slower where the card has 16-bit units; without 32-bit master weights small updates can be lost",
         lambda a: _to(a, "precision", "bf16", "fp32", "mixed"),
     ),
-    ("8-bit AdamW", "about the same speed", lambda a: _to(a, "optimizer", "adamw-8bit", "adamw", "adamw-fused")),
-    ("checkpointing of every second block", "about 15 % slower", lambda a: _to(a, "checkpointing", "selective", "off")),
-    ("checkpointing of every block", "about 30 % slower than without", lambda a: _to(a, "checkpointing", "block")),
-    ("LoRA", "no slower a step; it learns less than full fine-tuning", lambda a: _to(a, "method", "lora", "full")),
+    (
+        "8-bit AdamW",
+        "states are quantised at each step",
+        lambda a: _to(a, "optimizer", "adamw-8bit", "adamw", "adamw-fused"),
+    ),
+    (
+        "checkpointing of every second block",
+        "slower: half of the blocks run forward twice",
+        lambda a: _to(a, "checkpointing", "selective", "off"),
+    ),
+    (
+        "checkpointing of every block",
+        "slower: every block runs forward twice, a third more operations in full fine-tuning, more with LoRA",
+        lambda a: _to(a, "checkpointing", "block"),
+    ),
+    ("LoRA", "not slower; fewer weights learn", lambda a: _to(a, "method", "lora", "full")),
     ("QLoRA", "slower: weights are de-quantised at each use", lambda a: _to(a, "method", "qlora", "lora")),
     ("rows of {seq} tokens", "faster a step; longer texts are cut", lambda a: _half(a, "seq", 128)),
     ("rows of {seq} tokens", "faster a step; longer texts are cut", lambda a: _half(a, "seq", 128)),

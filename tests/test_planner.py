@@ -310,10 +310,19 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("model", "options", "sentence"), WRONG)
-def test_bad_input_gives_one_clear_sentence(model, options, sentence):
+def test_bad_input_gives_one_clear_sentence(model, options, sentence, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(NbtoolsError, match=sentence) as error:
         planner.plan(*model, **options)
     assert "\n" not in str(error.value)
+
+
+def test_a_hub_name_is_read_by_the_hub_s_own_client(tmp_path, monkeypatch):
+    zoo.shape("smollm2-135m").save_pretrained(tmp_path)
+    asked = []
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *a: asked.append(a) or tmp_path / "config.json")
+    assert planner.plan("someone/small").phases == planner.plan("smollm2-135m").phases
+    assert asked == [("someone/small", "config.json")]
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"hidden_size": 64}'])
