@@ -37,7 +37,9 @@ from .train import fit
 BARE, TRAINER, METER, IMPORT = 0.97, 1.0, 0.01, 0.3  # speed against each; share of a step; seconds
 PPO = 1.0  # speed against trl's trainer
 HEAVY = ("torch", "transformers", "matplotlib", "ipywidgets", "nbformat", "IPython")
-LIGHT = "assets, checks, cli, meters, notebooks, plots, profiles, records, studies, train, zoo"
+LIGHT = (
+    "assets, checks, cli, formulas, ledger, meters, notebooks, planner, plots, profiles, records, studies, train, zoo"
+)
 
 
 def verdict(rows, sentence, good):

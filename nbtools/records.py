@@ -339,7 +339,8 @@ def study_table(study, columns=None):
     where = f"{slug(about['machine'])}, {about['date']}, commit {about['commit']}"
     if columns:
         lines = markdown(side_by_side(rows, columns.split(",")))
-        return f"{lines}\n\nMean and 95 % interval of {seeds} seeds. Measured on {where}."
+        shown = f"Mean and 95 % interval of {seeds} seeds" if seeds > 1 else "One run each"
+        return f"{lines}\n\n{shown}. Measured on {where}."
     found = outcomes(study)
     unit, digits = ("In percent", 1) if "accuracy" in rows[0] else ("Loss in nats", 3)
     show = {False: f"{{:.{digits}f}} ± {{:.{digits}f}}", True: f"{{:.{digits}f}}"}  # one seed has no interval

@@ -1,4 +1,4 @@
-"""The studies of lesson 09: policy optimisation in the known world, and PPO on the pocket model by the price of KL."""
+"""The studies of lesson 09: the known world, and PPO by the price of KL on the pocket model and on SmolLM2."""
 
 from functools import cache
 from types import SimpleNamespace

@@ -23,6 +23,7 @@ CASES = [
     ("smollm2-135m", {"batch": 4, "whole": True}),
     ("smollm2-135m", {"batch": 4} | BLOCK | MIXED),
     ("smollm2-135m", {"method": "qlora", "batch": 8} | BLOCK),
+    ("smollm2-135m", {"method": "qlora", "batch": 8} | MIXED),
     ("smollm2-360m", {"batch": 2} | MIXED),
     ("smollm2-360m", {"method": "full", "batch": 2} | BLOCK | MIXED),
     ("smollm2-1.7b", {"method": "full", "seq": 1024} | BLOCK),

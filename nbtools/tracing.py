@@ -260,7 +260,9 @@ def trace(model, **arguments):
     _check(s)
     net, phases = build(s), {}
     one_text = mock.patch.object(masking_utils, "find_packed_sequence_indices", lambda position_ids: None)
-    with one_text, FakeTensorMode(allow_non_fake_inputs=True), LiveBytes(s.config.get("vocab_size")) as live:
+    # peft's 4-bit layers ask for CUDA's autocast, whatever the device: they are to hear of the one that runs here
+    asked, here = torch.is_autocast_enabled, mock.patch.object(torch, "is_autocast_enabled", lambda *kind: asked("cpu"))
+    with one_text, here, FakeTensorMode(allow_non_fake_inputs=True), LiveBytes(s.config.get("vocab_size")) as live:
         materialise(net, live)
         copies = [torch.empty_like(p) for p in net.parameters()] if s.task in ("dpo", "ppo") and not s.targets else []
         value = torch.nn.Linear(s.config["hidden_size"], 1, bias=False) if s.task == "ppo" else None

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import os
 import tempfile
 from functools import cache
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import small
 import torch
 from transformers import LlamaForCausalLM
 
-from nbtools import assets, notebooks, rollouts, studies_10, world, zoo
+from nbtools import assets, notebooks, rollouts, sft, studies_10, world, zoo
 from nbtools.errors import NbtoolsError
 
 TAUGHT = (
@@ -42,6 +43,24 @@ def tiny(lesson, replace):
     tokenizer = lesson.start()[1]
     replace("start", lambda: (model, tokenizer))
     return model, tokenizer
+
+
+def test_a_bigger_judge_is_taken_from_a_folder(lesson, monkeypatch, tmp_path):
+    """The cell that reads NBTOOLS_AI, as it stands in the notebook; the studies' own `ai` is another."""
+    cells = json.loads(notebooks.find("10").read_text(encoding="utf-8"))["cells"]
+    (cell,) = ("".join(c["source"]) for c in cells if c["cell_type"] == "code" and "NBTOOLS_AI" in "".join(c["source"]))
+    tokenizer = zoo.smollm2()[1]
+    LlamaForCausalLM(small.llama(vocab_size=len(tokenizer))).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    for name, layers in ((str(tmp_path), 2), ("", None)):
+        monkeypatch.setenv("NBTOOLS_AI", name)
+        exec(cell, found := {"os": os, "sft": sft})
+        assert ("ai" in found) == bool(name)
+        if name:
+            model, own = found["ai"]()
+            assert model.config.num_hidden_layers == layers and own.chat_template == tokenizer.chat_template
+            assert not model.training and not any(p.requires_grad for p in model.parameters())
+    assert "NBTOOLS_AI" not in notebooks.source_of("10", *studies_10.JUDGE10, *studies_10.POCKET10)
 
 
 def some_pairs(tokenizer, count=8):

@@ -212,16 +212,20 @@ TRACED = [
     ("gemma2", {"method": "full", "attention": "eager"}),
     ("bert", {"method": "full", "checkpointing": "block", "precision": "fp32", "optimizer": "sgd"}),
     ("vit", {"precision": "mixed"}),
+    ("llama", {"method": "qlora", "precision": "mixed", "seq": 64, "batch": 8}),
+    ("llama", {"method": "qlora", "batch": 1, "seq": 4}),  # weights made whole weigh more than what is kept
+    ("llama", {"method": "qlora", "targets": "mlp", "rank": 1, "checkpointing": "block", "seq": 64}),
+    ("qwen2", {"task": "dpo", "checkpointing": "block", "seq": 64, "batch": 8}),  # the reference makes forward's peak
 ]
 
 
 @pytest.mark.parametrize(("family", "options"), TRACED)
-def test_every_phase_is_within_two_per_cent_of_the_traced_model(family, options):
+def test_every_phase_is_within_one_per_cent_of_the_traced_model(family, options):
     arguments = SMALL | {"batch": 4} | options
     plan, traced = planner.plan(FAMILIES[family], **arguments), tracing.trace(FAMILIES[family], **arguments)
     errors = {phase: plan.total(phase) / sum(parts.values()) - 1 for phase, parts in traced.items()}
     assert set(traced) >= {"load", "forward", "loss", "backward", "step"}
-    assert max(map(abs, errors.values())) < 0.02, errors
+    assert max(map(abs, errors.values())) < 0.01, errors
     for part in ("weights", "adapters", "gradients", "optimizer"):
         assert plan.phases["step"][part] == pytest.approx(traced["step"][part], rel=0.02), part
 
@@ -231,6 +235,14 @@ def test_the_table_has_every_row_and_formulas_stay_within_two_per_cent():
     assert {row["arm"] for row in rows} == {*studies_planner.ARMS} and len(rows) >= 40
     assert max(abs(row["worst"]) for row in rows) < 2
     assert sum(row["layers"] > studies_planner.DEPTH for row in rows) >= 4, "some at full depth"
+
+
+def test_a_preference_is_two_rows():
+    rows = {
+        task: planner.setup(FAMILIES["llama"], task=task, batch=3, seq=8).rows
+        for task in ("sft", "ppo", "reward", "dpo")
+    }
+    assert rows == {"sft": 3, "ppo": 3, "reward": 6, "dpo": 6}
 
 
 def test_generation_holds_the_cache_and_no_gradients():
@@ -304,6 +316,8 @@ WRONG = [
     (("smollm2-135m",), {"method": "lorra"}, "no method 'lorra'"),
     (("smollm2-135m",), {"method": "head"}, "tied"),
     (("minilm",), {"task": "dpo"}, "encoder.*'dpo'"),
+    (("minilm",), {"method": "qlora"}, "encoder.*'qlora'"),
+    (("minilm",), {"loss": "chunked"}, "encoder.*'chunked'"),
     (({"model_type": "llama", "hidden_size": 64},), {}, "lacks intermediate_size, num_hidden_layers"),
     (({"model_type": "t5"},), {}, "'t5'.*not known"),
 ]

@@ -570,6 +570,8 @@ def test_columns_of_a_study_stand_side_by_side(house):
     records.report()
     assert lines(house, "| ")[::2] == ["| Arm | kl | tv |", "| grpo plain | 2.000 ± 0.000 | 0.510 ± 0.025 |"]
     assert "Mean and 95 % interval of 3 seeds. Measured on" in readme.read_text()
+    records.save("09", "world", [row for row in rows if row["seed"] == 0])
+    assert "\n\nOne run each. Measured on" in records.study_table("09/world", "kl,tv")
     with pytest.raises(NbtoolsError, match="'grpo_plain' have no column 'reward'; they have phase, arm, seed, tv, kl"):
         records.study_table("09/world", "tv,reward")
 
