@@ -10,18 +10,25 @@ Four kinds of memory are told apart, never added up or mixed:
 The allocator has one peak counter per device, and a meter that starts resets it. So it first hands the old peak to all
 open meters: nested ones, and those of other threads, keep theirs. What else runs on the device in the block counts too.
 A meter creates no CUDA context (that alone takes hundreds of MiB): where none is, the CUDA numbers are None.
+
+Out of memory: a meter's block raises OutOfMemory, one sentence, and lets go of what the failed code held. The names of
+the cell itself stay, and so do their tensors.
 """
 
 import functools
 import html
 import os
+import re
 import sys
 import threading
 import time
+import traceback
 import weakref
 from collections.abc import Mapping
 
 import psutil
+
+from .errors import NbtoolsError
 
 SAMPLE = 0.05  # seconds between two readings of the process's memory: waking the thread is what costs
 _OPEN = weakref.WeakSet()  # meters inside their block
@@ -64,16 +71,93 @@ def _open_statm(pid):
 _STATM = (lambda: _open_statm(os.getpid())) if os.path.exists("/proc/self/statm") else None  # anew after a fork
 
 
+class OutOfMemory(NbtoolsError):
+    """What was asked for, what was free, and what to turn."""
+
+
+ASKED = r"[Tt]ried to allocate ([\d.]+) (bytes|[KMGT]iB)|Unable to allocate ([\d.]+) (bytes|[KMGT]iB)"
+UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+WAYS = "take a smaller batch, shorter rows, a smaller model or checkpointing (`nbtools plan` says what fits)"
+
+
+def room():
+    """Bytes that this process may still take: of the CUDA device where it has a context, else of the machine.
+
+    A limit that the system sets on the process's data (`ulimit -d`) counts too; a container's limit is not seen.
+    """
+    cuda = _cuda()
+    if cuda:
+        free, _ = cuda.mem_get_info(cuda.current_device())
+        return free + cuda.memory_reserved(cuda.current_device()) - cuda.memory_allocated(cuda.current_device())
+    free = psutil.virtual_memory().available
+    if _STATM is None:
+        return free
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_DATA)[0]
+    if limit == resource.RLIM_INFINITY:
+        return free
+    return max(0, min(free, limit - int(os.pread(_STATM(), 99, 0).split()[5]) * os.sysconf("SC_PAGE_SIZE")))
+
+
+def out_of_memory(error, free=None):
+    """An OutOfMemory for an error of torch or numpy that says there is no memory left; None for any other error.
+
+    free: bytes that were free; without it they are looked up now. Sources of the texts: torch's CUDA and CPU
+    allocators, numpy; an error that names no size is one all the same if it is a MemoryError.
+    """
+    if isinstance(error, OutOfMemory):
+        return error
+    asked = re.search(ASKED, str(error))
+    cuda = type(error).__name__ == "OutOfMemoryError"
+    if not cuda and not isinstance(error, MemoryError) and not (asked and "Allocator" in str(error)):
+        return None
+    number, unit = (asked[1] or asked[3], asked[2] or asked[4]) if asked else (None, None)
+    wanted = f"{size(round(float(number) * UNITS[unit]))} more were" if asked else "more was"
+    where = "on the GPU" if cuda else "in the machine's memory"
+    return OutOfMemory(
+        f"Out of memory: {wanted} asked for, {size(room() if free is None else free)} free {where}; {WAYS}."
+    )
+
+
+def let_go(error):
+    """Drop what the frames of a failed call hold, so that its tensors are freed; give back what CUDA's cache keeps."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+    if _cuda():
+        _cuda().empty_cache()
+
+
+def parts(model, optimizer=None):
+    """{"parameters", "gradients", "optimizer"}: bytes of the storages that a model and its optimizer hold now.
+
+    Exact on any device. A storage that several tensors share, such as tied embeddings, counts once; buffers count as
+    parameters. Activations are not in it: see `saved_bytes`.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    states = [t for state in list(optimizer.state.values()) for t in list(state.values())] if optimizer else []
+    states = [t for t in states if hasattr(t, "untyped_storage")]
+    return {
+        part: sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in held}.values())
+        for part, held in (("parameters", tensors), ("gradients", grads), ("optimizer", states))
+    }
+
+
 class Meter:
     """`with Meter("step") as m:` measures the block. Then `print(m)`, or `m.seconds` and, in bytes, `m.start_process`,
     `m.peak_process` and (None without a CUDA context) `m.peak_allocated`, `m.peak_reserved`, `m.device_used`.
 
     live=True shows memory while it runs, `period` seconds a refresh (or give an ipywidgets.HTML to draw into). Where
     threads can show nothing (Colab) call `m.update()` now and then from the main thread; a call too early does nothing.
+    With a model, and its optimizer, a bar tells parameters, gradients and optimizer (exact) from the rest: on CUDA what
+    else the allocator has handed out, mostly activations; on a CPU what else the process has grown by.
+    Where memory runs out in the block it raises OutOfMemory.
     """
 
-    def __init__(self, name="", live=False, period=0.6):
-        self.name, self.period, self._live = name, period, live
+    def __init__(self, name="", live=False, period=0.6, model=None, optimizer=None):
+        self.name, self.period, self._live, self._of = name, period, live, (model, optimizer)
         self._clear()
 
     def _clear(self):
@@ -81,6 +165,10 @@ class Meter:
         self.start_process = self.peak_process = _resident()
         self._device = self._thread = self._widget = self._mode = None
         self._stop, self._history, self._drawn = threading.Event(), [], 0.0
+        self._at_start = sum(self._parts().values())
+
+    def _parts(self):
+        return parts(*self._of) if self._of[0] is not None else {}
 
     def __enter__(self):
         self._clear()
@@ -114,6 +202,9 @@ class Meter:
             self._sample()
             if self._live:
                 self._draw(final=True)
+        if told := out_of_memory(error):
+            let_go(error)
+            raise told from None
 
     def _finish(self, cuda):
         try:
@@ -163,6 +254,9 @@ class Meter:
                 _fold(cuda)
                 point["allocated"] = cuda.memory_allocated(self._device)
                 point["reserved"] = cuda.memory_reserved(self._device)
+            if known := self._parts():
+                new = point.get("allocated", point["process"] - self.start_process + self._at_start)
+                point["parts"] = known | {"the rest": max(0, new - sum(known.values()))}
         self._history = [*self._history, point][-120:]
         if self._widget is not None:
             self._widget.value = self.to_html()
@@ -174,7 +268,8 @@ class Meter:
     def to_html(self):
         """The live view: a small curve and a line of text for each kind of memory."""
         seconds = time.perf_counter() - self._started if self.seconds is None else self.seconds
-        rows = _row("", self._history, {"process": self.peak_process}, seconds)
+        rows = _bar([point["parts"] for point in self._history if "parts" in point], self.seconds is not None)
+        rows += _row("", self._history, {"process": self.peak_process}, seconds)
         if self.peak_reserved is not None:
             peaks = {"allocated": self.peak_allocated, "reserved": self.peak_reserved}
             rows += _row("CUDA ", self._history, peaks, seconds)
@@ -195,9 +290,32 @@ class Meter:
         return f"{self.name or 'block'}: " + "; ".join(parts)
 
 
-def live_meter(period=0.6):
-    """`with live_meter() as m:` shows memory while the block runs, refreshed every `period` seconds."""
-    return Meter("live", live=True, period=period)
+def live_meter(period=0.6, model=None, optimizer=None):
+    """`with live_meter() as m:` shows memory while the block runs, refreshed every `period` seconds; see Meter."""
+    return Meter("live", live=True, period=period, model=model, optimizer=optimizer)
+
+
+def _bar(history, over):
+    """A stacked bar of what a model holds: now, and once the block is over at the highest of the moments drawn."""
+    if not history:
+        return ""
+    totals = [sum(point.values()) for point in history]
+    shown = history[totals.index(max(totals))] if over else history[-1]
+    width, left, bars, colours = 220, 0.0, "", ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
+    for held, colour in zip(shown.values(), colours, strict=True):
+        wide = width * held / max(1, *totals)
+        bars += f'<rect x="{left:.1f}" width="{wide:.1f}" height="14" fill="{colour}" stroke="#fff"/>'
+        left += wide
+    marks = [f'<span style="color:{c}" aria-hidden="true">&#9632;</span>' for c in colours]
+    text = [f"{part} {size(held)}" for part, held in shown.items()]
+    when = "at the highest moment drawn" if over else "now"
+    words = ", ".join(f"{mark} {word}" for mark, word in zip(marks, text, strict=True))
+    return (
+        '<div style="display:flex;flex-wrap:wrap;align-items:center;gap:2px 12px;line-height:1.4;margin:2px 0">'
+        f'<svg role="img" aria-label="{", ".join(text)}, {when}" width="{width}" height="14">'
+        f'<rect width="{width}" height="14" fill="#fff" stroke="#999"/>{bars}</svg>'
+        f'<span style="font-variant-numeric:tabular-nums">{words} ({when})</span></div>'
+    )
 
 
 def _row(prefix, history, peaks, seconds):

@@ -40,7 +40,7 @@ from decimal import Decimal
 import ipywidgets as W
 
 from .errors import NbtoolsError
-from .meters import Meter
+from .meters import Meter, room, size
 
 KEEP = 6  # runs that a panel remembers
 PERIOD = 0.25  # seconds between two refreshes during a run
@@ -218,16 +218,40 @@ def _progress(run, steps):
     return f'{bar} <span class="nbt-number">{html.escape(", ".join(words))}</span>'
 
 
-def panel(fn, *, title="", task="", xlabel="step", ylabel=None, metric=None, view=None, mode=None, **controls):
+def planned(model, **options):
+    """Bytes of tensors at the peak of a training step, for `panel(fit=...)`; arguments as nbtools.planner.plan's."""
+    from .planner import plan
+
+    return plan(model, **options).allocated
+
+
+def _smaller(widget, value):
+    """Other values of a control: a slider's halves down to its smallest, a list's other options, else none."""
+    if isinstance(widget, W.Dropdown):
+        return [option for option in widget.options if option != value]
+    if not isinstance(widget, W.IntSlider):
+        return []
+    found = []
+    while value > widget.min:
+        value = max(widget.min, widget.min + (value // 2 - widget.min) // widget.step * widget.step)
+        found.append(value)
+    return found
+
+
+def panel(
+    fn, *, title="", task="", xlabel="step", ylabel=None, metric=None, view=None, mode=None, fit=None, **controls
+):
     """Show controls for `fn`, run it once with their defaults and return the Panel: `.runs`, `.wait()`, `.stop()`.
 
     fn(tick, **params) -> dict of numbers. After each of its steps 0, 1 .. it calls tick(step, steps, **metrics).
     controls: name=(min, max, step, default), log(low, high, default), number, bool, list of options (the first is the
     default) or a widget. task: what the reader is to predict and try. metric: which one the chart shows (or the first).
     view(runs) -> HTML, shown under the chart after each run; called in the run's thread, so no matplotlib in it.
+    fit(**params) -> bytes that a run needs, such as `planned` says: where they are not free, Run waits for a second
+    click, and "Fit this" sets the first controls that can be smaller to values that fit.
     mode: one that `mode()` returns. Raises PanelError if controls and fn do not fit, and fn's errors where headless.
     """
-    made = Panel(fn, title, task, (xlabel, ylabel), metric, view, mode, controls)
+    made = Panel(fn, title, task, (xlabel, ylabel), metric, view, mode, fit, controls)
     for old in list(_PANELS):
         if old.mode == "thread" and (old.title, old.name) == (title, made.name):
             old.stop()  # its cell is being executed again: nobody can reach it any more
@@ -239,10 +263,11 @@ def panel(fn, *, title="", task="", xlabel="step", ylabel=None, metric=None, vie
 class Panel:
     """What `panel` returns. `runs` holds the last runs, oldest first."""
 
-    def __init__(self, fn, title, task, axes, metric, view, how, controls):
+    def __init__(self, fn, title, task, axes, metric, view, how, fit, controls):
         self.fn, self.title, self.task, self.runs, self.controls = fn, title, task, [], _controls(controls)
         self.name, self.mode = getattr(fn, "__name__", repr(fn)), how or mode()
         self._axes, self._metric, self._view, self._seen = axes, metric, view, ""
+        self._need, self._warned = fit, None
         try:
             inspect.signature(fn).bind(None, **self.values())
         except TypeError as error:
@@ -256,11 +281,15 @@ class Panel:
 
     def _build(self):
         buttons = []
-        for name, act in (("Run", self._clicked), ("Stop", self.stop), ("Clear", self.clear)):
-            button = W.Button(description=name, layout=W.Layout(width="76px")).add_class(f"nbt-{name.lower()}")
+        acts = {"Run": self._clicked, "Stop": self.stop, "Clear": self.clear, "Fit this": self.fit}
+        for name, act in acts.items():
+            button = W.Button(description=name, layout=W.Layout(width="76px"))
+            button.add_class(f"nbt-{name.lower().replace(' ', '-')}")
             button.on_click(lambda _, act=act: act())
             buttons.append(button)
         buttons[0].button_style = "primary"
+        buttons[3].layout.display = "none"
+        self._fit_button = buttons[3]
         if self.mode == "inline":
             buttons[1] = html_widget("nbt-stop", "To stop, interrupt the kernel.")
         for widget in self.controls.values():
@@ -287,20 +316,68 @@ class Panel:
         return values
 
     def start(self):
-        """Begin a run with the controls' values. False while one is going: many quick clicks make one run."""
+        """Begin a run with the controls' values, or say that it will not fit. False while one is going.
+
+        Many quick clicks make one run.
+        """
         with self._lock:  # not by the button's disabled state, which lags behind clicks
             if not self._idle.is_set():
                 return False
+            values = self.values()
+            if not self._fits(values):
+                return True
             self._idle.clear()
             self._stop.clear()
             self._count += 1
-            run = Run(self._count, self.values())
+            run = Run(self._count, values)
             self.runs = [*self.runs[1 - KEEP :], run]
         if self.mode == "thread":
             threading.Thread(target=self._carry_out, args=(run,), name=f"nbt-run {run.number}", daemon=True).start()
         else:
             self._carry_out(run)
         return True
+
+    def _fits(self, values):
+        """Whether a run may begin: what it needs is free, or the reader asked for it twice, or nobody is there."""
+        known = self._need and self.mode != "headless" and values != self._warned
+        need, free = (self._need(**values), room()) if known else (0, 0)
+        self._warned = values if need > free else None
+        self._fit_button.layout.display = "" if need > free else "none"
+        if need <= free:
+            return True
+        self._freed = time.monotonic()  # a double click is no second thought
+        smaller = self._fitting(values, free)
+        way = "no setting of this panel fits: close what else holds memory"
+        if smaller:
+            changed = ", ".join(
+                f"{_words(key)} {_text(smaller[key])}" for key in smaller if smaller[key] != values[key]
+            )
+            way = f"Fit this sets {changed}, about {size(self._need(**smaller))}"
+        self._say(
+            f"This run needs about {size(need)} and {size(free)} are free; {way}. Run again tries it all the same."
+        )
+        return False
+
+    def _fitting(self, values, free):
+        """The values with the first controls made smaller until a run fits; None if that does not help."""
+        for name, widget in self.controls.items():
+            here = self._need(**values)
+            tries = [values | {name: value} for value in _smaller(widget, values[name])]
+            tries = sorted((t for t in tries if self._need(**t) < here), key=lambda t: -self._need(**t))
+            for values in tries:
+                if self._need(**values) <= free:
+                    return values
+        return None
+
+    def fit(self):
+        """Set the controls to values of which a run fits."""
+        smaller = self._need and self._fitting(self.values(), room())
+        if not smaller:
+            return self._say("No setting of this panel fits: close what else holds memory.")
+        for name, value in smaller.items():
+            self.controls[name].value = value
+        self._fit_button.layout.display, self._warned = "none", None
+        return self._say("The controls are set: press Run.")
 
     def stop(self):
         """Ask the run to end at its next step."""

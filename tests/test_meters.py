@@ -8,6 +8,7 @@ import mmap
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -231,6 +232,111 @@ def test_live_view_without_front_end_leaves_a_picture(shown, no_cuda):
         raise ValueError
     (text,) = shown.items
     assert "<svg" in text and "nbt-meter" in text
+
+
+# Out of memory
+
+LIMITED = """
+import resource
+import torch
+from nbtools import meters
+
+torch.set_num_threads(1)
+data = int(open("/proc/self/statm").read().split()[5]) * 4096
+resource.setrlimit(resource.RLIMIT_DATA, (data + 2**30,) * 2)
+
+def train():
+    kept = [torch.ones(150 * 2**18) for _ in range(4)]
+    return torch.cat(kept)
+
+for _ in range(2):
+    try:
+        with meters.Meter("step"):
+            train()
+    except meters.OutOfMemory as error:
+        print(error)
+    assert meters.room() > 950 * 2**20, meters.room()
+    assert torch.ones(900 * 2**18).sum() == 900 * 2**18
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_out_of_memory_is_one_sentence_and_gives_the_memory_back(torch):
+    done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    words = (
+        r"Out of memory: 600 MiB more were asked for, 4\d\d MiB free in the machine's memory; take a smaller batch, .*"
+    )
+    assert [bool(re.fullmatch(words, line)) for line in done.stdout.splitlines()] == [True, True], done.stdout
+
+
+class OutOfMemoryError(RuntimeError):
+    """torch's own has this name."""
+
+
+CUDA_TEXT = "CUDA out of memory. Tried to allocate 20.50 GiB. GPU 0 has a total capacity of 79.11 GiB of which 1.25 GiB"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OutOfMemoryError(CUDA_TEXT), "20.5 GiB more were asked for, 2 KiB free on the GPU"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes."),
+            "4 KiB more were",
+        ),
+        (
+            MemoryError("Unable to allocate 8.00 TiB for an array"),
+            "8192 GiB more were asked for, 2 KiB free in the mach",
+        ),
+        (MemoryError(), "more was asked for"),
+        (RuntimeError("tried to allocate 7 bytes of trouble"), None),
+        (ValueError("out of memory"), None),
+    ],
+)
+def test_what_counts_as_out_of_memory(error, words):
+    found = meters.out_of_memory(error, free=2048)
+    assert (words in str(found) and found is meters.out_of_memory(found)) if words else found is None
+
+
+def test_a_gpu_has_room_in_what_the_allocator_keeps(cuda):
+    cuda.use(130)
+    cuda.use(-100)  # 200 stay reserved
+    assert meters.room() == 1000 - 200 - 7 + 200 - 30
+
+
+# Parts
+
+
+def test_parts_are_the_bytes_of_what_is_held(torch):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 3))
+    model[2].weight = model[0].weight  # tied
+    optimizer = torch.optim.Adam(model.parameters())
+    assert meters.parts(model, optimizer) == {"parameters": 4 * (9 + 3 + 3 + 12) + 8, "gradients": 0, "optimizer": 0}
+    model(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    held = meters.parts(model, optimizer)
+    assert held["gradients"] == 4 * (9 + 3 + 3 + 6) and held["optimizer"] == 2 * held["gradients"] + 5 * 4
+
+
+def test_the_bar_tells_parts_from_the_rest(shown, cuda):
+    layer = SimpleNamespace(parameters=lambda: [held(120)], buffers=list)
+    with live_meter(period=0, model=layer) as m:
+        (view,) = shown.items
+        cuda.use(200)
+        m.update()
+        assert "parameters 120 B" in view.value and "the rest 80 B" in view.value and "(now)" in view.value
+        cuda.use(-150)  # less than the parameters alone
+        m.update()
+        assert "the rest 0 B" in view.value
+    assert "the rest 80 B (at the highest moment drawn)" in re.sub("<.*?>", "", view.value)
+    assert view.value.count("<rect") == 1 + 4 + 2
+
+
+def held(count):
+    """As much of a tensor of `count` bytes as parts asks for."""
+    storage = SimpleNamespace(_cdata=count, nbytes=lambda: count)
+    return SimpleNamespace(grad=None, untyped_storage=lambda: storage)
 
 
 # saved_bytes: hidden layer h, batch B, fp32

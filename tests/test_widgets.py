@@ -372,8 +372,87 @@ def test_no_error_ends_the_thread_without_a_word(error, front):
         raise error("out of memory")
 
     made = panel(fn)
-    assert made.runs[0].state == "error" and f"{error.__name__}: out of memory" in status(made)
+    words = "OutOfMemory: Out of memory: more was asked for" if error is MemoryError else f"{error.__name__}: out of"
+    assert made.runs[0].state == "error" and words in status(made)
     assert made.start() and made.wait(5).state == "error"
+
+
+# A run that will not fit
+
+
+@pytest.fixture
+def tight(monkeypatch):
+    """1,000 bytes are free."""
+    monkeypatch.setattr(widgets, "room", lambda: 1000)
+
+
+def heavy(**more):
+    """A panel whose runs need batch x width bytes; batch 64, width wide (50) or narrow (10), at first."""
+
+    def fn(tick, batch, width, seed):
+        tick(0, 1, loss=1.0)
+
+    need = more.pop("fit", lambda batch, width, **_: batch * {"wide": 50, "narrow": 10}[width])
+    return panel(fn, fit=need, batch=(1, 64, 1, 64), width=["wide", "narrow"], seed=(0, 9, 1, 0), **more)
+
+
+def shown(made):
+    return made._fit_button.layout.display != "none"
+
+
+def test_a_run_that_does_not_fit_is_not_begun_and_a_smaller_one_is_offered(front, tight):
+    made = heavy()
+    assert not made.runs and shown(made)
+    assert status(made) == (
+        "This run needs about 3.12 KiB and 1000 B are free; Fit this sets batch 16, about 800 B. "
+        "Run again tries it all the same."
+    )
+    made._fit_button.click()
+    assert made.values() == {"batch": 16, "width": "wide", "seed": 0} and not shown(made)
+    assert made.start() and made.wait(5).state == "done" and len(made.runs) == 1
+
+
+def test_the_second_click_runs_it_and_a_moved_slider_asks_anew(front, tight):
+    made = heavy()
+    made.start()
+    assert made.wait(5).params["batch"] == 64 and not shown(made)
+    made.controls["batch"].value = 63
+    made.start()
+    assert len(made.runs) == 1 and shown(made), "other values are another question"
+    made.controls["batch"].value = 20
+    made.start()
+    assert made.wait(5).params["batch"] == 20 and not shown(made)
+
+
+def test_a_double_click_is_no_second_thought(front, tight, monkeypatch):
+    monkeypatch.setattr(widgets, "QUEUED", 0.3)
+    made = heavy()
+    for _ in range(3):
+        made._clicked()
+    assert not made.runs
+    time.sleep(0.35)
+    made._clicked()
+    assert made.wait(5).state == "done"
+
+
+def test_several_controls_are_made_smaller_where_one_does_not_help(front, monkeypatch):
+    monkeypatch.setattr(widgets, "room", lambda: 30)
+    made = heavy()
+    assert "Fit this sets batch 1, width narrow, about 10 B" in status(made)
+    monkeypatch.setattr(widgets, "room", lambda: 5)
+    made.fit()
+    assert "No setting of this panel fits" in status(made) and made.values()["batch"] == 64
+
+
+def test_what_fits_is_not_asked_about_and_nobody_is_asked_where_nobody_is(front, tight, capsys):
+    assert heavy(fit=lambda **_: 1000).runs[0].state == "done"
+    front.request["allow_stdin"] = False
+    assert heavy().runs[0].state == "done", "headless: the run itself tells"
+
+
+def test_the_planner_says_what_a_run_needs():
+    small, large = (widgets.planned("smollm2-135m", method="lora", batch=batch) for batch in (1, 8))
+    assert 200e6 < small < large
 
 
 def test_a_wrong_result_is_said(front):
