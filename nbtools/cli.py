@@ -129,11 +129,22 @@ def plan(args):
     """predict the memory of a training step, phase by phase, and say what to turn to make it fit"""
     import json
 
-    from nbtools import planner
+    from nbtools import meters, planner
 
-    options = {key: value for key, value in vars(args).items() if key not in ("function", "model", "json")}
-    found = planner.plan(args.model, **options)
-    print(json.dumps(found.json(), indent=1) if args.json else found)
+    options = {key: value for key, value in vars(args).items() if key not in ("function", "model", "json", "trace")}
+    found, traced = planner.plan(args.model, **options), None
+    if args.trace:
+        from nbtools import tracing
+
+        traced = tracing.trace(args.model, **options)
+    if args.json:
+        print(json.dumps(found.json() | ({"traced": traced} if traced else {}), indent=1))
+        return 0
+    print(found)
+    if traced:
+        print("\nphase         formulas      traced")
+        for phase, held in traced.items():
+            print(f"{phase:10} {meters.size(found.total(phase)):>11} {meters.size(sum(held.values())):>11}")
     return 0
 
 
@@ -194,6 +205,7 @@ def _plan_arguments(parser):
     parser.add_argument("--targets", help="all-linear, attention, mlp, qv, or names of layers", default="all-linear")
     parser.add_argument("--card", help=", ".join(planner.CARDS))
     parser.add_argument("--json", action="store_true", help="everything as JSON")
+    parser.add_argument("--trace", action="store_true", help="also run the model's own code without data, in seconds")
 
 
 def main(argv=None):

@@ -5,6 +5,9 @@ Each arm is one configuration of a real shape. Nothing is drawn or tuned, so one
 - error: formulas against the trace, in per cent, on the shape cut to its first DEPTH layers (rows named "whole" are
   not cut); worst: the error of the phase (at) where it is largest.
 - Other estimators against the formulas at full depth, in per cent. What they count as overhead is left out.
+
+`nbtools study planner --seeds 0` asks a GPU the same: whole models, real steps, the figures of the allocator and the
+driver. It has not been run.
 """
 
 import inspect
@@ -73,6 +76,38 @@ CASES = [
 ]
 
 
+SHAPES = [  # of the GPU's table: model, batch, tokens
+    ("smollm2-135m", 8, 512),
+    ("smollm2-360m", 4, 1024),
+    ("qwen2.5-0.5b", 4, 1024),
+    ("llama-3.2-1b", 2, 2048),
+    ("qwen2.5-1.5b", 2, 1024),
+    ("gemma-2-2b", 2, 1024),
+    ("llama-3.2-3b", 2, 1024),
+    ("mistral-7b", 1, 2048),
+]
+WAYS = [
+    {"method": "full"},
+    {"method": "full", "optimizer": "adamw-8bit"} | BLOCK,
+    {},
+    BLOCK,
+    {"checkpointing": "selective"} | MIXED,
+    {"method": "qlora"},
+    {"method": "qlora", "loss": "chunked"} | BLOCK,
+]
+GPU_CASES = [(model, {"batch": b, "seq": n} | way) for model, b, n in SHAPES for way in WAYS] + [
+    ("llama-3-8b", {"method": "qlora", "seq": 2048} | BLOCK),
+    ("llama-3.2-1b", {"batch": 2, "seq": 1024} | EAGER),
+    ("llama-3.2-1b", {"task": "dpo", "batch": 2}),
+    ("llama-3.2-1b", {"task": "ppo", "batch": 4}),
+    ("llama-3.2-1b", {"task": "reward", "batch": 4}),
+    ("qwen2.5-0.5b", {"method": "full", "task": "dpo", "batch": 2}),
+    ("minilm", {"method": "full", "precision": "fp32", "batch": 64, "seq": 128}),
+    ("bert-base", {"method": "full", "batch": 32, "seq": 256} | MIXED),
+    ("vit-base", {"method": "full", "precision": "fp32", "batch": 64}),
+]
+
+
 def name(model, options):
     """A row's name: the model, and what differs from the planner's defaults."""
     shown = ("method", "batch", "seq")
@@ -82,6 +117,7 @@ def name(model, options):
 
 
 ARMS = {name(*case): case for case in CASES}
+GPU_ARMS = {name(*case): case for case in GPU_CASES}
 
 
 @cache
@@ -152,6 +188,30 @@ def fitcheck_bytes(plan):
     return sum(parts) * 2**20
 
 
+def against(plan, found):
+    """A row: GiB measured and predicted, the prediction's errors in per cent, cards it wrongly calls large enough."""
+    errors = {phase: 100 * (plan.total(phase) / total - 1) for phase, total in found["phases"].items()}
+    worst = max(errors, key=lambda phase: abs(errors[phase]))
+    row = {"allocated": found["allocated"] / 2**30, "formulas": max(map(plan.total, found["phases"])) / 2**30}
+    row |= {"error": 100 * (row["formulas"] / row["allocated"] - 1), "worst": errors[worst]}
+    for kind in ("reserved", "process"):
+        row |= {kind: found[kind] / 2**30, f"{kind} error": 100 * (getattr(plan, kind) / found[kind] - 1)}
+    wrong = [c for c in planner.CARDS if plan.verdict(c) == "fits" and found["process"] > planner.memory(c)]
+    return {key: round(value, 3) for key, value in row.items()} | {"at": worst, "false fits": " ".join(wrong)}
+
+
+def on_gpu(cell):
+    """A row of the GPU's table; there is nothing to tune."""
+    if cell["phase"] == "tune":
+        return {"score": 0.0}
+    from . import measuring, profiles
+
+    if profiles.current().device != "cuda":
+        raise NbtoolsError("The study planner measures a GPU, and none is used here: run planner-cpu.")
+    model, options = GPU_ARMS[cell["arm"]]
+    return against(planner.plan(model, **options), measuring.measure(model, **options))
+
+
 def run(cell):
     """A row of the table; there is nothing to tune."""
     if cell["phase"] == "tune":
@@ -165,8 +225,11 @@ class Table(Study):
     """A study that depends on the planner's engines, and on no lesson."""
 
     def code(self):
-        files = [Path(__file__).with_name(f"{module}.py") for module in ("ledger", "formulas", "tracing")]
-        return notebooks.fingerprint(inspect.getsource(measured), *(file.read_text("utf-8") for file in files))
+        names, own = ("ledger", "formulas", "tracing"), measured
+        if self.run is on_gpu:
+            names, own = (*names, "measuring"), against
+        files = [Path(__file__).with_name(f"{module}.py") for module in names]
+        return notebooks.fingerprint(inspect.getsource(own), *(file.read_text("utf-8") for file in files))
 
 
 STUDIES = {
@@ -176,5 +239,12 @@ STUDIES = {
         lambda full: [{}],
         run,
         "peak of allocated bytes: formulas and other estimators against the traced modules, errors in per cent",
-    )
+    ),
+    "planner": Table(
+        "14",
+        lambda full: dict.fromkeys(GPU_ARMS, [{}]),
+        lambda full: [{}],
+        on_gpu,
+        "allocated, reserved and process memory of real steps on a GPU against the formulas, errors in per cent",
+    ),
 }

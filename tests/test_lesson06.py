@@ -514,3 +514,8 @@ def test_smollm2_takes_options(monkeypatch):
     model = zoo.smollm2(dtype=torch.bfloat16)[0]
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert (zoo.smollm2_folder() / "config.json").is_file()
+
+
+def test_the_panel_asks_for_less_memory_over_four_bits_and_at_a_smaller_rank():
+    need = notebooks.definitions("06", "need")["need"]
+    assert need("nf4", 8) < need("float", 8) < need("float", 64, steps=32) < 4 * 2**30

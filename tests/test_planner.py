@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from nbtools import cli, formulas, meters, planner, records, studies_planner, tracing, zoo
+from nbtools import cli, formulas, measuring, meters, planner, records, studies_planner, tracing, zoo
 from nbtools.errors import NbtoolsError
 from nbtools.ledger import Ledger
 
@@ -237,6 +237,77 @@ def test_the_table_has_every_row_and_formulas_stay_within_two_per_cent():
     assert sum(row["layers"] > studies_planner.DEPTH for row in rows) >= 4, "some at full depth"
 
 
+REAL = [
+    ("llama", {"method": "full", "precision": "fp32", "optimizer": "adamw-8bit"}),
+    ("llama", {"method": "qlora", "seq": 64, "batch": 8}),
+    ("qwen2", {"task": "ppo", "method": "full", "precision": "mixed"}),
+    ("mistral", {"task": "dpo", "accumulation": 2}),
+    ("gemma2", {"checkpointing": "block"}),
+    ("bert", {"method": "full", "precision": "fp32", "optimizer": "lion"}),
+    ("vit", {"precision": "mixed"}),
+]
+
+
+@pytest.mark.parametrize(("family", "options"), REAL)
+def test_a_real_step_on_the_cpu_takes_what_the_formulas_say(family, options):
+    """Real numbers, real NF4 layers, real optimizers. A CPU's blocks are not rounded up as a GPU's are."""
+    arguments = SMALL | {"batch": 4} | options
+    plan, found = planner.plan(FAMILIES[family], **arguments), measuring.measure(FAMILIES[family], **arguments)
+    errors = {phase: plan.total(phase) / total - 1 for phase, total in found["phases"].items()}
+    assert list(found["phases"]) == ["load", "forward", "loss", "backward", "step"]
+    assert max(map(abs, errors.values())) < 0.015, errors
+    assert found["allocated"] == max(found["phases"].values())
+
+
+def test_the_gpu_s_table_is_wide_and_its_rows_can_be_planned():
+    arms = studies_planner.GPU_ARMS
+    families = {planner.configuration(model)[1].get("model_type", "llama") for model, _ in arms.values()}
+    assert len(arms) == len(studies_planner.GPU_CASES) >= 60 and len(families) >= 5
+    largest = max(planner.plan(model, **options).process for model, options in arms.values())
+    assert largest < planner.memory("h200") / planner.MARGIN
+    with pytest.raises(NbtoolsError, match="run planner-cpu"):
+        studies_planner.on_gpu({"phase": "report", "arm": next(iter(arms))})
+
+
+def test_a_gpu_s_row_tells_errors_and_false_fits():
+    plan = planner.plan("smollm2-135m")
+    found = {"phases": {phase: plan.total(phase) for phase in plan.phases}, "reserved": plan.reserved}
+    found |= {"allocated": plan.allocated, "process": plan.process}
+    row = studies_planner.against(plan, found)
+    assert {row[key] for key in ("error", "worst", "reserved error", "process error")} == {0.0}
+    assert row["false fits"] == ""
+    found["phases"]["loss"] *= 2
+    row = studies_planner.against(plan, found | {"allocated": 2 * plan.allocated, "process": planner.memory("3090")})
+    assert (row["error"], row["worst"], row["at"]) == (-50.0, -50.0, "loss") and row["process error"] < -90
+    assert row["false fits"] == "t4 4090", "as much as a 3090 has was used: the 4090 has a little less"
+
+
+class ToyAllocator:
+    """torch.cuda's counters over a script of moments."""
+
+    def __init__(self, moments):
+        self.moments, self.top = iter(moments), 0
+
+    def memory_allocated(self):
+        return 100
+
+    def max_memory_allocated(self):
+        return next(self.moments)
+
+    def reset_peak_memory_stats(self):
+        self.top += 1
+
+    def __getattr__(self, name):
+        return {"mem_get_info": lambda: (30, 50), "max_memory_reserved": lambda: 7}.get(name, lambda: None)
+
+
+def test_the_allocator_s_peak_is_what_came_on_top(monkeypatch):
+    monkeypatch.setattr(torch, "cuda", toy := ToyAllocator([150, 130]))
+    with measuring.Allocator() as gauge:
+        assert (gauge.now(), gauge.peak(), gauge.peak(), toy.top) == (0, 50, 30, 3), "each reading starts anew"
+        assert gauge.outside() == {"reserved": 7, "process": 20}
+
+
 def test_a_preference_is_two_rows():
     rows = {
         task: planner.setup(FAMILIES["llama"], task=task, batch=3, seq=8).rows
@@ -291,6 +362,18 @@ def test_the_answer_says_that_no_gpu_has_checked_it(capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["validated_on_gpu"] is False and found["verdicts"] == {"t4": "does not fit"}
     assert found["peak"] == "backward" and found["advice"][-1]["verdict"] == "fits"
+
+
+def test_a_trace_stands_beside_the_formulas(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    command = ["plan", str(tmp_path), "--seq", "16", "--rank", "4", "--trace"]
+    assert cli.main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.split() for line in lines[lines.index("phase         formulas      traced") + 1 :]]
+    assert [row[0] for row in rows] == ["load", "forward", "loss", "backward", "step"]
+    assert all(row[2] == row[4] == "KiB" and float(row[1]) == pytest.approx(float(row[3]), rel=0.02) for row in rows)
+    assert cli.main([*command, "--json"]) == 0
+    assert list(json.loads(capsys.readouterr().out)["traced"]) == [row[0] for row in rows]
 
 
 def test_the_figure_has_a_bar_a_phase_and_the_card():
