@@ -313,7 +313,7 @@ def outcomes(study):
     """{arm: {condition: (mean, half-width)}} of a study, shuffled controls last; {} without results.
 
     The numbers are accuracies in percent, or losses in nats where rows have no accuracy; a condition is (labels or,
-    where rows have none, steps; share of wrong labels).
+    where rows have none, steps; share of wrong labels, in a row's `wrong` or `noise`).
     """
     rows = select(load(study)["rows"], phase="report") if there(study) else []
     found = {}
@@ -321,7 +321,8 @@ def outcomes(study):
     for row in sorted(rows, key=lambda row: (row["arm"].endswith("_shuffled"), row[count])):
         arm = row["arm"].replace("_shuffled", ", shuffled").replace("_", " ")
         value = 100 * row["accuracy"] if "accuracy" in row else row["loss"]
-        found.setdefault(arm, {}).setdefault((row[count], row.get("wrong", 0)), []).append(value)
+        wrong = row.get("wrong", row.get("noise", 0))
+        found.setdefault(arm, {}).setdefault((row[count], wrong), []).append(value)
     return {arm: {case: interval(values) for case, values in cells.items()} for arm, cells in found.items()}
 
 

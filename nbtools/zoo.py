@@ -202,6 +202,69 @@ def wikipedia():
     return assets.file("instruction-samples", "wiki_demo.txt").read_text(encoding="utf-8").splitlines()
 
 
+def squad():
+    """SQuAD 1.1's development set as a list of 10,565 questions, in the file's order.
+
+    Each is a dict: title (of the article), context, question, answers (list of str), starts (their places in context,
+    in characters). In 15 of 34,680 answers the context does not hold the text at its start. Rajpurkar et al. 2016.
+    """
+    data = json.loads(assets.file("squad-dev", "squaddev.json").read_text(encoding="utf-8"))["data"]
+    return [
+        {
+            "title": article["title"],
+            "context": paragraph["context"],
+            "question": row["question"],
+            "answers": [answer["text"] for answer in row["answers"]],
+            "starts": [answer["answer_start"] for answer in row["answers"]],
+        }
+        for article in data
+        for paragraph in article["paragraphs"]
+        for row in paragraph["qas"]
+    ]
+
+
+def intents():
+    """Requests to a voice assistant as a list of 693 dicts: text, intent (one of seven, str). Coucke et al. 2018."""
+    rows = json.loads(assets.file("intents", "task.json").read_text(encoding="utf-8"))["examples"]
+    return [
+        {
+            "text": row["input"].removeprefix("Utterance: "),
+            "intent": max(row["target_scores"], key=row["target_scores"].get),
+        }
+        for row in rows
+    ]
+
+
+def claims():
+    """VitaminC's claims as a list of 54,668 dicts: evidence, claim, label (True, False or Neither, as str).
+
+    Claims come in groups that share a passage or a claim: split by claim. Schuster et al. 2021.
+    """
+    rows = json.loads(assets.file("vitaminc", "task.json").read_text(encoding="utf-8"))["examples"]
+    return [
+        dict(zip(("evidence", "claim"), row["input"].split("\nClaim: "), strict=True))
+        | {"label": max(row["target_scores"], key=row["target_scores"].get)}
+        for row in rows
+    ]
+
+
+def synonyms():
+    """WordNet's synonyms as {word: sorted list of words that share a meaning with it}, lower case, single words only.
+
+    Miller 1995. Meanings are not told apart, and neither are parts of speech: "bank" has "deposit" and "trust".
+    """
+    found = {}
+    for name in ("data.adj", "data.adv", "data.noun1", "data.noun2", "data.verb"):
+        for line in assets.file("wordnet", name).read_text(encoding="latin-1").splitlines():
+            if line[:1].isdigit():  # the licence stands before the data, indented
+                fields = line.split(" ")
+                words = {fields[4 + 2 * i].partition("(")[0].lower() for i in range(int(fields[3], 16))}
+                words = {word for word in words if word.isalpha()}  # no phrases, joined by underscores
+                for word in words:
+                    found.setdefault(word, set()).update(words - {word})
+    return {word: sorted(others) for word, others in found.items() if others}
+
+
 def _keep_converted(model, tokenizer, folder):
     """Save a de-quantised model so that it loads as an ordinary one; where the cache is read-only, do not."""
     del model.config.quantization_config

@@ -536,8 +536,9 @@ def test_the_table_of_the_study_is_percent_with_intervals_and_ends_with_the_cont
     assert (house / "results" / "figures" / "transfer.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_column_says_how_many_labels_are_wrong(house):
-    rows = [row("r1", n, s, 0.5 + s / 100, wrong=wrong) for n, wrong in ((50, 0), (100, 0.3)) for s in range(3)]
+@pytest.mark.parametrize("key", ["wrong", "noise"])
+def test_a_column_says_how_many_labels_are_wrong(house, key):
+    rows = [row("r1", n, s, 0.5 + s / 100, **{key: share}) for n, share in ((50, 0), (100, 0.3)) for s in range(3)]
     records.save("04", "noise", rows)
     head, _, line, *_ = records.study_table("04/noise").splitlines()
     assert head == "| Arm | 50 labels | 100 labels, 30% wrong |" and line.startswith("| r1 | 51.0 ± 2.5 | 51.0 ± 2.5")
