@@ -1,0 +1,133 @@
+"""The studies of lesson 03: what learning tweets does to the films, by measure; five tasks in a row."""
+
+import copy
+from functools import cache
+from types import SimpleNamespace
+
+from . import notebooks
+from .studies import Study
+
+MEASURES03 = ("run_arm", "accuracy", "retrieval", "old_model", "astray", "interpolate")
+ROW03 = ("in_a_row", "backward_transfer", "ORDER")
+SHARES = (0.25, 0.5, 0.75)
+
+
+@cache
+def _lesson03(*names):
+    return SimpleNamespace(**notebooks.definitions("03", *names))
+
+
+def _tested(lesson, model):
+    return {"old": lesson.accuracy(model, "films"), "new": lesson.accuracy(model, "tweets")}
+
+
+def measures_run(cell):
+    """One measure: tuned by mean validation accuracy of both tasks (`nothing` by the new task's alone).
+
+    The row of `nothing` also tells what was before, what a random move of the same length does, and what averages do.
+    """
+    lesson, arm = _lesson03(*MEASURES03), cell["arm"]
+    model = lesson.run_arm(arm, cell["lr"], cell["seed"], cell.get("strength", 0))
+    if cell["phase"] == "tune":
+        old, new = (lesson.accuracy(model, task, "val") for task in ("films", "tweets"))
+        return {"score": new if arm == "nothing" else (old + new) / 2, "old": old, "new": new}
+    row = _tested(lesson, model) | {"retrieval": lesson.retrieval(model)}
+    if arm == "nothing":
+        before, moved = lesson.old_model(cell["seed"]), copy.deepcopy(model)
+        row |= {"before old": lesson.accuracy(before, "films"), "before retrieval": lesson.retrieval(before)}
+        start, end = before.state_dict(), model.state_dict()
+        moved.load_state_dict(lesson.astray(start, end, cell["seed"]))
+        row |= {"random old": lesson.accuracy(moved, "films"), "random retrieval": lesson.retrieval(moved)}
+        for share in SHARES:
+            moved.load_state_dict(lesson.interpolate(start, end, share))
+            row |= {f"{name} {share}": value for name, value in _tested(lesson, moved).items()}
+    return {name: round(value, 4) for name, value in row.items()}
+
+
+def row_run(cell):
+    """Five tasks in a row: tuned by their mean validation accuracy at the end."""
+    lesson = _lesson03(*ROW03)
+    part = "val" if cell["phase"] == "tune" else "test"
+    _, found = lesson.in_a_row(cell["arm"], cell["lr"], cell["seed"], part)
+    last = len(lesson.ORDER) - 1
+    mean = sum(found[last, i] for i in range(last + 1)) / (last + 1)
+    if cell["phase"] == "tune":
+        return {"score": mean}
+    row = {"mean": mean, "transfer": lesson.backward_transfer(found)}
+    row |= {f"first {i}": found[i, 0] for i in range(last + 1)} | {f"new {i}": found[i, i] for i in range(last + 1)}
+    row |= {f"end {i}": found[last, i] for i in range(last + 1)}
+    return {name: round(value, 4) for name, value in row.items()}
+
+
+def _grid(rates, strengths=()):
+    return [{"lr": lr, "strength": s} for lr in rates for s in strengths] or [{"lr": lr} for lr in rates]
+
+
+def _held(full, *strengths):
+    """Settings of an arm with a strength: all pairs, or on a CPU both strengths at the higher rate and one below."""
+    pairs = _grid((1e-4, 3e-4, 1e-3) if full else (1e-4, 3e-4), strengths)
+    return pairs if full else [pairs[0], *pairs[2:]]
+
+
+def measures_arms(full):
+    """The main measures and the controls: rates of the encoder, and strengths where a measure has one."""
+    some = _grid((3e-5, 1e-4, 3e-4, 1e-3) if full else (1e-4, 3e-4))
+    return {
+        "nothing": _grid((1e-4, 3e-4, 1e-3)),
+        "lower rate": _grid((1e-5, 3e-5, 1e-4) if full else (3e-5, 1e-4)),
+        "L2": _held(full, 300, 3000),
+        "EWC": _held(full, 1e7, 1e8),
+        "replay 10 %": some,
+        "averaging": _held(full, 0.3, 0.6),
+        "head alone": _grid((0.0,)),
+        "joint": some,
+        "replay 10 % shuffled": _grid((3e-4,)),
+    }
+
+
+def more_arms(full):
+    """The other measures."""
+    some = _grid((3e-5, 1e-4, 3e-4, 1e-3) if full else (1e-4, 3e-4))
+    return {
+        "warm-up": some,
+        "early stopping": some,
+        "EWC batch": _held(full, 1e8, 1e9),
+        "EWC in the loss": _held(full, 3e2, 3e3),
+        "replay 1 %": some,
+        "replay 5 %": some,
+        "frozen layers": _held(full, 3, 5),
+        "LoRA": _grid((3e-4, 1e-3, 3e-3, 1e-2) if full else (1e-3, 3e-3)),
+    }
+
+
+def row_arms(full):
+    """Three ways through the five tasks."""
+    return dict.fromkeys(("nothing", "replay 10 %", "averaging"), _grid((1e-4, 3e-4) if full else (3e-4,)))
+
+
+STUDIES = {
+    "forgetting": Study(
+        "03",
+        measures_arms,
+        lambda full: [{}],
+        measures_run,
+        "accuracy on films and tweets, and retrieval, after a films model learned tweets, by measure",
+        MEASURES03,
+    ),
+    "forgetting-more": Study(
+        "03",
+        more_arms,
+        lambda full: [{}],
+        measures_run,
+        "the study forgetting for the other measures",
+        MEASURES03,
+    ),
+    "forgetting-row": Study(
+        "03",
+        row_arms,
+        lambda full: [{}],
+        row_run,
+        "five tasks in a row: accuracy of each when new and at the end, and backward transfer",
+        ROW03,
+    ),
+}
