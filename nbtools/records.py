@@ -313,16 +313,19 @@ def outcomes(study):
     """{arm: {condition: (mean, half-width)}} of a study, shuffled controls last; {} without results.
 
     The numbers are accuracies in percent, or losses in nats where rows have no accuracy; a condition is (labels or,
-    where rows have none, steps; share of wrong labels, in a row's `wrong` or `noise`).
+    where rows have none, steps; share of wrong labels: a row's `wrong`, or its `noise` where that was set, not found:
+    then tuning rows have it too).
     """
-    rows = select(load(study)["rows"], phase="report") if there(study) else []
+    kept = load(study)["rows"] if there(study) else []
+    rows, share = select(kept, phase="report"), "wrong"
+    if any("noise" in row for row in select(kept, phase="tune")):
+        share = "noise"
     found = {}
     count = "labels" if rows and "labels" in rows[0] else "steps"
     for row in sorted(rows, key=lambda row: (row["arm"].endswith("_shuffled"), row[count])):
         arm = row["arm"].replace("_shuffled", ", shuffled").replace("_", " ")
         value = 100 * row["accuracy"] if "accuracy" in row else row["loss"]
-        wrong = row.get("wrong", row.get("noise", 0))
-        found.setdefault(arm, {}).setdefault((row[count], wrong), []).append(value)
+        found.setdefault(arm, {}).setdefault((row[count], row.get(share, 0)), []).append(value)
     return {arm: {case: interval(values) for case, values in cells.items()} for arm, cells in found.items()}
 
 

@@ -538,10 +538,19 @@ def test_the_table_of_the_study_is_percent_with_intervals_and_ends_with_the_cont
 
 @pytest.mark.parametrize("key", ["wrong", "noise"])
 def test_a_column_says_how_many_labels_are_wrong(house, key):
-    rows = [row("r1", n, s, 0.5 + s / 100, **{key: share}) for n, share in ((50, 0), (100, 0.3)) for s in range(3)]
+    cases = ((50, 0), (100, 0.3))
+    rows = [row("r1", n, s, 0.5 + s / 100, **{key: share}) for n, share in cases for s in range(3)]
+    rows += [row("r1", n, 1000, 0.9, "tune", **{key: share}) for n, share in cases]
     records.save("04", "noise", rows)
     head, _, line, *_ = records.study_table("04/noise").splitlines()
     assert head == "| Arm | 50 labels | 100 labels, 30% wrong |" and line.startswith("| r1 | 51.0 ± 2.5 | 51.0 ± 2.5")
+
+
+def test_noise_that_was_measured_is_no_condition(house):
+    """Lesson 01's reports hold accuracy under noise; its tuning rows do not."""
+    rows = [row("r1", 10, s, 0.5 + s / 100, noise=0.2 + s / 100) for s in range(3)]
+    records.save("01", "noise", [*rows, row("r1", 10, 1000, 0.9, "tune")])
+    assert records.study_table("01/noise").splitlines()[2] == "| r1 | 51.0 ± 2.5 |"
 
 
 def test_a_study_of_losses_has_its_own_table(house):
