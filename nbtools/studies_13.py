@@ -1,5 +1,6 @@
 """The study of lesson 13: MiniLM trained in five precisions."""
 
+import itertools
 from functools import cache
 from types import SimpleNamespace
 
@@ -17,17 +18,25 @@ def _lesson13():
 def precision_run(cell):
     """One arm with one seed: scored by its loss on the validation sentences while tuning, else read on the test ones.
 
-    moved: share of the trained weights below the head that differ from their start.
+    moved: share of the trained weights below the head that differ from their start. curve: the training loss, means of
+    eighths of the steps, as text.
     """
     lesson, arm = _lesson13(), cell["arm"]
     model, optimizer, history = lesson.run_arm(arm, cell["lr"], cell["seed"], tick=lambda *a, **k: None)
-    row = {"moved": round(lesson.moved(model, arm), 5), "last_loss": round(history[-1]["loss"], 5)}
+    row = {"moved": round(lesson.moved(model, arm), 5), "curve": _curve([at["loss"] for at in history])}
     if cell["phase"] == "tune":
         found = lesson.held_out(model, arm, lesson.DATA.val)
         return row | {"score": -found["loss"], "accuracy": found["accuracy"]}
     found = {name: round(value, 5) for name, value in lesson.held_out(model, arm, lesson.DATA.test).items()}
     kept = {"saved_bytes": lesson.saved(arm, lesson.BATCH), "optimizer_bytes": meters.optimizer_bytes(optimizer)}
     return row | found | kept
+
+
+def _curve(losses):
+    """Means of eighths of the losses, or the losses themselves if there are fewer than eight, as text."""
+    parts = min(8, len(losses))
+    edges = [round(i * len(losses) / parts) for i in range(parts + 1)]
+    return " ".join(f"{sum(losses[a:b]) / (b - a):.4f}" for a, b in itertools.pairwise(edges))
 
 
 def precision_arms(full):

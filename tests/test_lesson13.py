@@ -1,7 +1,8 @@
 """Lesson 13: its formats, roundings, scaler and optimizers against torch, bitsandbytes and numbers done by hand."""
 
 import math
-from types import SimpleNamespace
+import sys
+from types import ModuleType, SimpleNamespace
 
 import bitsandbytes as bnb
 import pytest
@@ -16,7 +17,8 @@ from nbtools import meters, notebooks, studies_13, tasks, train, zoo
 TAUGHT = (
     "FORMATS limits pattern round_to stuck stochastic_round split DATA batch_of gradients scaler_step Listen listen "
     "build precision saved to_codes from_codes library_codes adam8_step SIGNED UNSIGNED AdamW16 ARMS STEPS BATCH "
-    "optimizer_of run_arm held_out moved one_step text_batch backward_seconds compare_smollm2 experiment"
+    "optimizer_of run_arm held_out moved one_step text_batch backward_seconds compare_smollm2 experiment "
+    "fp8_runs in_fp8 step_peak PER_WEIGHT"
 )
 QUIET = {"tick": lambda *a, **k: None}
 
@@ -384,11 +386,26 @@ def test_the_study_trains_scores_and_reads(lesson, tiny, monkeypatch):
     assert tuned["score"] < 0 and 0 <= tuned["accuracy"] <= 1 and 0 < tuned["moved"] <= 1
     row = studies_13.precision_run(cell | {"phase": "report"})
     assert row["loss"] > 0 and row["saved_bytes"] > 0 and row["optimizer_bytes"] > 0 and "score" not in row
+    assert [float(x) > 0 for x in row["curve"].split()] == [True, True], "two steps, two losses"
     assert calls == [("bfloat16 stochastic", 1e-3, 3)] * 2 and parts == [lesson.DATA.val, lesson.DATA.test]
     arms = studies_13.precision_arms(False)
     assert list(arms) == list(lesson.ARMS) and len(arms["autocast_shuffled"]) == 1
     assert {len(settings) for arm, settings in arms.items() if not arm.endswith("shuffled")} == {4}
     assert len(studies_13.precision_arms(True)["float32"]) == 6
+
+
+def test_the_curve_is_the_means_of_eighths():
+    assert studies_13._curve([*range(16)]) == " ".join(f"{2 * i + 0.5:.4f}" for i in range(8))
+
+
+def test_the_peak_of_a_step_counts_weights_gradients_and_states(lesson, tiny):
+    own = {arm: sum(p.numel() for p in lesson.build(arm).parameters() if p.requires_grad) for arm in lesson.ARMS}
+    for arm, (weight, gradient, state) in lesson.PER_WEIGHT.items():
+        arm = arm.replace(" + ", " ")
+        peak = lesson.step_peak(arm)
+        frozen = lesson.build(arm).encoder.embeddings.word_embeddings.weight.nbytes
+        assert peak > own["float32"] * (weight + gradient + state) + frozen, arm
+    assert lesson.step_peak("bfloat16") < lesson.step_peak("bfloat16 master") < lesson.step_peak("float32")
 
 
 def test_the_panel_reports_steps_and_what_moved(lesson, tiny):
@@ -426,3 +443,30 @@ def test_smollm2_s_numbers_are_counted_by_the_byte(lesson, monkeypatch):
     batch = lesson.text_batch(tokenizer, 3)
     assert torch.equal(batch["labels"] == -100, batch["attention_mask"] == 0)
     assert tokenizer.decode(batch["input_ids"][0], skip_special_tokens=True) == lesson.DATA.texts[0]
+
+
+def test_fp8_is_asked_of_torchao_for_the_encoder_alone(lesson, tiny, monkeypatch):
+    asked = []
+    toy = ModuleType("torchao.float8")
+    toy.Float8LinearConfig = lambda emulate: f"emulate={emulate}"
+    toy.convert_to_float8_training = lambda module, config: asked.append((module, config))
+    monkeypatch.setitem(sys.modules, "torchao.float8", toy)
+    monkeypatch.setitem(sys.modules, "torchao", ModuleType("torchao"))
+    model = lesson.build("autocast fp8")
+    assert lesson.in_fp8(model) is model and asked == [(model.encoder, "emulate=False")]
+    assert {p.dtype for p in model.parameters()} == {torch.float32}, "the weights stay"
+    with lesson.precision("autocast fp8"):
+        assert torch.is_autocast_enabled("cpu"), "the rest computes in bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "there", "runs"),
+    [("cuda", (9, 0), True, True), ("cuda", (8, 9), True, True), ("cuda", (8, 6), True, False),
+     ("cuda", (9, 0), False, False), ("cpu", (9, 0), True, False)],
+)  # fmt: skip
+def test_fp8_runs_where_the_gpu_has_units_for_it(lesson, monkeypatch, device, capability, there, runs):
+    found = lesson.fp8_runs.__globals__
+    monkeypatch.setitem(found, "DEVICE", device)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(found["importlib"].util, "find_spec", lambda name: there or None)
+    assert lesson.fp8_runs() is runs
