@@ -423,7 +423,7 @@ def test_the_panel_plans(lesson):
     assert [i for i, _, _ in ticks] == list(range(len(plan.phases)))
     assert max(n["GB"] for _, _, n in ticks) == plan.allocated / 1e9
     assert "&lt;-" in lesson.read_plan([]) and "llama-3-8b" in lesson.read_plan([])
-    fits = lesson.fit_it(lambda *a, **k: None, **setting, checkpointing="block", loss="chunked")
+    fits = lesson.fit_it(lambda *a, **k: None, **setting, checkpointing="every block", loss="chunked")
     turned = planner.plan(**setting, checkpointing="block", loss="chunked")
     assert fits["verdict"] == "fits" and fits["GB on the card"] == round(turned.process / 1e9, 1)
     stock = planner.plan(**setting, checkpointing="block", loss="stock")
