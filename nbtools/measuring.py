@@ -2,12 +2,10 @@
 
 Design choices
 - Model, adapter and step are those that `tracing` builds, with numbers in them; NF4 layers are bitsandbytes' own.
-- Two steps are run and the second one counts, as in a trace: by then the optimizer has its states.
-- On a GPU torch's allocator is asked. A CPU has none, so there the storages are counted as they come and go. That shows
-  that this code measures what the formulas speak of; it says nothing about a GPU.
+- On a GPU torch's allocator is asked. A CPU has none, so there the storages are counted as in a trace. That shows that
+  real tensors take what the formulas say; it says nothing about a GPU.
 """
 
-import contextlib
 import gc
 from unittest import mock
 
@@ -19,7 +17,7 @@ from .errors import NbtoolsError
 
 
 class Allocator:
-    """The CUDA allocator's own peak; a context manager, so that it can stand where LiveBytes stands."""
+    """The CUDA allocator's own peak, where a trace has LiveBytes; it knows no parts."""
 
     def __enter__(self):
         gc.collect()
@@ -31,44 +29,20 @@ class Allocator:
     def __exit__(self, *error):
         return None
 
-    def now(self):
-        """Bytes allocated at this moment."""
-        return torch.cuda.memory_allocated() - self.before
+    def move(self, part, tensors=None):
+        """Nothing: LiveBytes keeps parts apart."""
 
     def peak(self):
-        """Bytes at the highest moment since the last call."""
+        """{"all": bytes at the highest moment since the last call, beyond what was there before}."""
         torch.cuda.synchronize()
         top = torch.cuda.max_memory_allocated() - self.before
         torch.cuda.reset_peak_memory_stats()
-        return top
+        return {"all": top}
 
     def outside(self):
         """Reserved bytes of this process, and what the driver says is used on the device by all."""
         free, total = torch.cuda.mem_get_info()
         return {"reserved": torch.cuda.max_memory_reserved(), "process": total - free}
-
-
-class Storages:
-    """The same by counting storages, for a CPU."""
-
-    def __init__(self):
-        self.live = tracing.LiveBytes()
-
-    def __enter__(self):
-        self.live.__enter__()
-        return self
-
-    def __exit__(self, *error):
-        return self.live.__exit__(*error)
-
-    def now(self):
-        return sum(self.live.now.values())
-
-    def peak(self):
-        return sum(self.live.peak().values())
-
-    def outside(self):
-        return {}
 
 
 def measure(model, **arguments):
@@ -82,42 +56,11 @@ def measure(model, **arguments):
     s, device = planner.setup(model, **arguments), profiles.current().device
     if s.attention == "flash" and device == "cpu":
         raise NbtoolsError("attention 'flash' runs on a GPU alone: measure 'sdpa' here.")
-    phases = {}
-    with Allocator() if device == "cuda" else Storages() as gauge, torch.device(device):
-        net = real(s)
-        copies = [torch.empty_like(p) for p in net.parameters()] if s.task in ("dpo", "ppo") and not s.targets else []
-        value = torch.nn.Linear(s.config["hidden_size"], 1, bias=False) if s.task == "ppo" else None
-        phases["load"] = gauge.now()
-        own = [p for p in (*net.parameters(), *(value.parameters() if value else ())) if p.requires_grad]
-        optimizer, step = _optimizer(s, own), tracing.Step(s, net, value)
-        for _ in range(2):
-            for _ in range(min(s.accumulation, 2)):
-                _measure(s, step, gauge, phases, device)
-            optimizer.step()
-            phases["step"] = gauge.peak()
-            optimizer.zero_grad()
-        del copies
-        return {"phases": phases, "allocated": max(phases.values())} | gauge.outside()
-
-
-def _measure(s, step, gauge, phases, device):
-    gauge.peak()
-    with torch.autocast(device, torch.bfloat16) if s.precision == "mixed" else contextlib.nullcontext():
-        if s.task in ("dpo", "ppo"):
-            step.reference()
-        found = step.forward()
-        phases["forward"] = gauge.peak()
-        loss = step.loss(found)
-        phases["loss"] = gauge.peak()
-        del found
-    loss.backward()
-    del loss
-    phases["backward"] = gauge.peak()
-
-
-def _optimizer(s, own):
-    kinds = {"adamw-8bit": bnb.optim.AdamW8bit, "adamw-paged": bnb.optim.PagedAdamW8bit, "lion": bnb.optim.Lion}
-    return kinds[s.optimizer](own, lr=1e-4) if s.optimizer in kinds else tracing._optimizer(s, own)
+    with Allocator() if device == "cuda" else tracing.LiveBytes() as gauge, torch.device(device):
+        found = tracing.two_steps(s, real(s), gauge, device)
+        outside = gauge.outside() if device == "cuda" else {}
+    phases = {phase: sum(parts.values()) for phase, parts in found.items()}
+    return {"phases": phases, "allocated": max(phases.values())} | outside
 
 
 def real(s):

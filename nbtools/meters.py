@@ -290,9 +290,9 @@ class Meter:
         return f"{self.name or 'block'}: " + "; ".join(parts)
 
 
-def live_meter(period=0.6, model=None, optimizer=None):
-    """`with live_meter() as m:` shows memory while the block runs, refreshed every `period` seconds; see Meter."""
-    return Meter("live", live=True, period=period, model=model, optimizer=optimizer)
+def live_meter(period=0.6):
+    """`with live_meter() as m:` shows memory while the block runs, refreshed every `period` seconds."""
+    return Meter("live", live=True, period=period)
 
 
 def _bar(history, over):

@@ -60,6 +60,10 @@ PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "logits
 REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 
+class UnknownKind(NbtoolsError):
+    """A model whose architecture the formulas do not cover."""
+
+
 @dataclass(frozen=True)
 class Setup:
     """A checked question: plan's arguments, with the configuration read and names resolved."""
@@ -134,9 +138,7 @@ def normalised(name, config):
     kind = config.get("model_type", "llama")
     known = formulas.DECODERS + formulas.ENCODERS
     if kind not in known:
-        raise NbtoolsError(
-            f"{name} is a {kind!r} model, which is not known here: the planner knows {', '.join(known)}."
-        )
+        raise UnknownKind(f"{name} is a {kind!r} model, which is not known here: the planner knows {', '.join(known)}.")
     needed = REQUIRED + (() if kind == "vit" else ("vocab_size", "max_position_embeddings"))
     needed += ("image_size", "patch_size", "num_channels") if kind == "vit" else ()
     needed += ("num_key_value_heads",) if kind in ("mistral", "qwen2", "gemma2") else ()

@@ -67,12 +67,14 @@ class LiveBytes(TorchDispatchMode):
 
     def move(self, part, tensors=None):
         """Count these tensors (or all that is workspace now) as `part` from here on."""
-        wanted = self._kept.values() if tensors is None else [self._kept[t.untyped_storage()] for t in tensors]
+        if tensors is None:
+            wanted = [entry for entry in self._kept.values() if entry[0] == "workspace"]
+        else:  # a library's tables may be older than this mode
+            wanted = [self._kept[t.untyped_storage()] for t in tensors if t.untyped_storage() in self._kept]
         for entry in wanted:
-            if tensors is not None or entry[0] == "workspace":
-                self._died(entry)
-                entry[0] = part
-                self.now[part] += entry[1]
+            self._died(entry)
+            entry[0] = part
+            self.now[part] += entry[1]
 
     def peak(self):
         """{part: bytes} at the highest moment since the last call."""
@@ -258,46 +260,59 @@ def trace(model, **arguments):
     arguments.pop("card", None)
     s = planner.setup(model, **arguments)
     _check(s)
-    net, phases = build(s), {}
+    net = build(s)
     one_text = mock.patch.object(masking_utils, "find_packed_sequence_indices", lambda position_ids: None)
     # peft's 4-bit layers ask for CUDA's autocast, whatever the device: they are to hear of the one that runs here
     asked, here = torch.is_autocast_enabled, mock.patch.object(torch, "is_autocast_enabled", lambda *kind: asked("cpu"))
     with one_text, here, FakeTensorMode(allow_non_fake_inputs=True), LiveBytes(s.config.get("vocab_size")) as live:
         materialise(net, live)
-        copies = [torch.empty_like(p) for p in net.parameters()] if s.task in ("dpo", "ppo") and not s.targets else []
-        value = torch.nn.Linear(s.config["hidden_size"], 1, bias=False) if s.task == "ppo" else None
-        live.move("weights")
-        phases["load"] = live.peak()
-        own = [p for p in (*net.parameters(), *(value.parameters() if value else ())) if p.requires_grad]
-        optimizer, step = _optimizer(s, own), Step(s, net, value)
-        for _ in range(2):
-            for _ in range(min(s.accumulation, 2)):
-                _measure(s, step, live, phases)
-            optimizer.step()
-            phases["step"] = live.peak()
-            live.move("optimizer", [t for v in optimizer.state.values() for t in v.values() if torch.is_tensor(t)])
-            optimizer.zero_grad()
-        del copies
+        return two_steps(s, net, live)
+
+
+def two_steps(s, net, gauge, device="cpu"):
+    """{phase: gauge.peak()} of the second of two training steps: by then the optimizer has its states.
+
+    gauge: LiveBytes, or what has its peak() and move(). "load" is what is there before the first step.
+    """
+    phases = {}
+    copies = [torch.empty_like(p) for p in net.parameters()] if s.task in ("dpo", "ppo") and not s.targets else []
+    value = torch.nn.Linear(s.config["hidden_size"], 1, bias=False) if s.task == "ppo" else None
+    gauge.move("weights")
+    gauge.peak()
+    phases["load"] = gauge.peak()
+    own = [p for p in (*net.parameters(), *(value.parameters() if value else ())) if p.requires_grad]
+    optimizer, step = _optimizer(s, own), Step(s, net, value)
+    for _ in range(2):
+        for _ in range(min(s.accumulation, 2)):
+            _pass(s, step, gauge, phases, device)
+        optimizer.step()
+        phases["step"] = gauge.peak()
+        gauge.move("optimizer", [t for v in optimizer.state.values() for t in v.values() if torch.is_tensor(t)])
+        optimizer.zero_grad()
+    del copies
     return phases
 
 
-def _measure(s, step, live, phases):
-    live.peak()
-    with torch.autocast("cpu", torch.bfloat16) if s.precision == "mixed" else contextlib.nullcontext():
+def _pass(s, step, gauge, phases, device):
+    gauge.peak()
+    with torch.autocast(device, torch.bfloat16) if s.precision == "mixed" else contextlib.nullcontext():
         if s.task in ("dpo", "ppo"):
             step.reference()
         found = step.forward()
-        phases["forward"] = live.peak()
+        phases["forward"] = gauge.peak()
         loss = step.loss(found)
-        phases["loss"] = live.peak()
+        phases["loss"] = gauge.peak()
         del found
-    live.move("activations")
+    gauge.move("activations")
     loss.backward()
     del loss
-    phases["backward"] = live.peak()
+    phases["backward"] = gauge.peak()
 
 
 def _optimizer(s, own):
+    library = {"adamw-8bit": bnb.optim.AdamW8bit, "adamw-paged": bnb.optim.PagedAdamW8bit, "lion": bnb.optim.Lion}
+    if s.optimizer in library:
+        return library[s.optimizer](own, lr=1e-4)
     if s.optimizer == "sgd":
         return torch.optim.SGD(own, lr=0.1, foreach=True)
     return torch.optim.AdamW(own, lr=1e-4, **({"fused": True} if s.optimizer == "adamw-fused" else {"foreach": True}))

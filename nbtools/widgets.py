@@ -219,10 +219,16 @@ def _progress(run, steps):
 
 
 def planned(model, **options):
-    """Bytes of tensors at the peak of a training step, for `panel(fit=...)`; arguments as nbtools.planner.plan's."""
-    from .planner import plan
+    """Bytes of tensors at the peak of a training step, for `panel(fit=...)`; arguments as nbtools.planner.plan's.
 
-    return plan(model, **options).allocated
+    0 for a model of a kind that the planner does not know: then nobody is asked.
+    """
+    from .planner import UnknownKind, plan
+
+    try:
+        return plan(model, **options).allocated
+    except UnknownKind:
+        return 0
 
 
 def _smaller(widget, value):
@@ -339,8 +345,8 @@ class Panel:
 
     def _fits(self, values):
         """Whether a run may begin: what it needs is free, or the reader asked for it twice, or nobody is there."""
-        known = self._need and self.mode != "headless" and values != self._warned
-        need, free = (self._need(**values), room()) if known else (0, 0)
+        asked = self._need and self.mode != "headless" and values != self._warned
+        need, free = (self._need(**values), room()) if asked else (0, 0)
         self._warned = values if need > free else None
         self._fit_button.layout.display = "" if need > free else "none"
         if need <= free:

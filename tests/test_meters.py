@@ -321,7 +321,7 @@ def test_parts_are_the_bytes_of_what_is_held(torch):
 
 def test_the_bar_tells_parts_from_the_rest(shown, cuda):
     layer = SimpleNamespace(parameters=lambda: [held(120)], buffers=list)
-    with live_meter(period=0, model=layer) as m:
+    with Meter("step", live=True, period=0, model=layer) as m:
         (view,) = shown.items
         cuda.use(200)
         m.update()

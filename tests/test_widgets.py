@@ -17,6 +17,7 @@ import ipywidgets as W
 import pytest
 
 from nbtools import widgets
+from nbtools.errors import NbtoolsError
 from nbtools.widgets import PanelError, Stopped, log, panel, quiz
 
 KEY = "application/vnd.jupyter.stderr"
@@ -453,6 +454,9 @@ def test_what_fits_is_not_asked_about_and_nobody_is_asked_where_nobody_is(front,
 def test_the_planner_says_what_a_run_needs():
     small, large = (widgets.planned("smollm2-135m", method="lora", batch=batch) for batch in (1, 8))
     assert 200e6 < small < large
+    assert widgets.planned({"model_type": "t5"}) == 0, "of what the planner does not know nobody is asked"
+    with pytest.raises(NbtoolsError, match="rank"):
+        widgets.planned("smollm2-135m", rank=0)
 
 
 def test_a_wrong_result_is_said(front):
