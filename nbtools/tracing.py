@@ -135,8 +135,6 @@ def build(s):
         output.requires_grad_(True)
     if s.checkpointing != "off":
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        if s.targets:
-            model.enable_input_require_grads()
         blocks = [m for m in model.modules() if isinstance(m, transformers.modeling_layers.GradientCheckpointingLayer)]
         for block in blocks[1::2] if s.checkpointing == "selective" else ():
             block.gradient_checkpointing = False

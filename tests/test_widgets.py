@@ -423,14 +423,19 @@ def test_the_second_click_runs_it_and_a_moved_slider_asks_anew(front, tight):
     made.controls["batch"].value = 20
     made.start()
     assert made.wait(5).params["batch"] == 20 and not shown(made)
+    made.controls["batch"].value = 63
+    made.start()
+    assert len(made.runs) == 2 and shown(made), "a run in between, and the question is asked again"
 
 
 def test_a_double_click_is_no_second_thought(front, tight, monkeypatch):
     monkeypatch.setattr(widgets, "QUEUED", 0.3)
     made = heavy()
+    made.controls["batch"].value = 63
+    time.sleep(0.35)
     for _ in range(3):
         made._clicked()
-    assert not made.runs
+    assert not made.runs and shown(made)
     time.sleep(0.35)
     made._clicked()
     assert made.wait(5).state == "done"
