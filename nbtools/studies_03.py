@@ -1,4 +1,4 @@
-"""The studies of lesson 03: what learning tweets does to the films, by measure; five tasks in a row."""
+"""The studies of lesson 03: learning tweets after films, by measure and strength; five tasks in a row."""
 
 import copy
 from functools import cache
@@ -10,6 +10,8 @@ from .studies import Study
 MEASURES03 = ("run_arm", "accuracy", "retrieval", "old_model", "astray", "interpolate")
 ROW03 = ("in_a_row", "backward_transfer", "ORDER")
 SHARES = (0.25, 0.5, 0.75)
+AVERAGES = (0.125, 0.25, 0.5, 0.75)
+STRENGTHS = {"L2": (1000, 3000, 1e4), "EWC": (1e8, 1e9, 1e10)}
 
 
 @cache
@@ -59,6 +61,33 @@ def row_run(cell):
     return {name: round(value, 4) for name, value in row.items()}
 
 
+def _accuracies(lesson, model, more=""):
+    tasks = (("old", "films"), ("new", "tweets"))
+    return {
+        f"{part} {name}{more}": lesson.accuracy(model, task, part) for part in ("val", "test") for name, task in tasks
+    }
+
+
+def strength_run(cell):
+    """One measure at one setting, on validation and test sentences.
+
+    The rows of `nothing` at the two highest rates also tell what was before (start) and what averages of start and end
+    do, by share of the end.
+    """
+    if cell["phase"] == "tune":
+        return {"score": 0.0}  # an arm is one setting: there is nothing to choose
+    lesson = _lesson03(*MEASURES03)
+    model = lesson.run_arm(cell["way"], cell["lr"], cell["seed"], cell["strength"])
+    row = _accuracies(lesson, model)
+    if cell["way"] == "nothing" and cell["lr"] >= 3e-4:
+        before, moved = lesson.old_model(cell["seed"]), copy.deepcopy(model)
+        row |= {f"{part} start": lesson.accuracy(before, "films", part) for part in ("val", "test")}
+        for share in AVERAGES:
+            moved.load_state_dict(lesson.interpolate(before.state_dict(), model.state_dict(), share))
+            row |= _accuracies(lesson, moved, f" {share}")
+    return {name: round(value, 4) for name, value in row.items()}
+
+
 def _grid(rates, strengths=()):
     return [{"lr": lr, "strength": s} for lr in rates for s in strengths] or [{"lr": lr} for lr in rates]
 
@@ -100,6 +129,19 @@ def more_arms(full):
     }
 
 
+def strength_arms(full):
+    """An arm for each setting: rates of plain training, and strengths at the rate of "nothing"; on a GPU more."""
+    settings = [("nothing", lr, 0) for lr in (3e-5, 1e-4, 3e-4)]
+    settings += [(way, 3e-4, strength) for way, strengths in STRENGTHS.items() for strength in strengths]
+    if full:
+        settings += [("nothing", 1e-5, 0), ("nothing", 1e-3, 0), ("L2", 1e-3, 3000)]
+        settings += [("L2", 3e-4, strength) for strength in (30, 300, 1e5)]
+        settings += [("EWC", 3e-4, strength) for strength in (1e6, 1e7, 1e11)]
+        settings += [("EWC in the loss", 3e-4, strength) for strength in (1e4, 1e5, 1e7)]
+        settings += [(f"replay {share} %", 3e-4, 0) for share in (10, 25, 50)]
+    return {f"{way}, {lr:g}, {s:g}": [{"way": way, "lr": lr, "strength": s}] for way, lr, s in settings}
+
+
 def row_arms(full):
     """Three ways through the five tasks."""
     return dict.fromkeys(("nothing", "replay 10 %", "averaging"), _grid((1e-4, 3e-4) if full else (3e-4,)))
@@ -120,6 +162,14 @@ STUDIES = {
         lambda full: [{}],
         measures_run,
         "the study forgetting for the other measures",
+        MEASURES03,
+    ),
+    "forgetting-strength": Study(
+        "03",
+        strength_arms,
+        lambda full: [{}],
+        strength_run,
+        "accuracy on films and tweets after a films model learned tweets, by rate, strength and share",
         MEASURES03,
     ),
     "forgetting-row": Study(

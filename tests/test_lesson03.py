@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
-from nbtools import notebooks, studies_03, tasks
+from nbtools import notebooks, studies_03, tasks, zoo
 
 TAUGHT = (
     "DATA load Shared fresh STEPS SIZE draw replayed pick mixed rows_in loss_sum learn old_model vectors accuracy "
     "wiki_pairs retrieval astray fisher squares batch_square ewc_penalty encoder_weights importance hold pull "
-    "interpolate freeze wrap both run_arm joint ORDER in_a_row backward_transfer trace cosine per_row"
+    "interpolate freeze wrap both run_arm joint ORDER in_a_row backward_transfer trace cosine per_row "
+    "versus pick_setting"
 )
 
 
@@ -200,8 +201,6 @@ def test_accuracy_and_retrieval_count(lesson, tiny, monkeypatch):
 def test_pairs_are_neighbours(lesson):
     first, second = lesson.wiki_pairs(20, 6)
     assert len(first) == len(second) == 20 and {len(text.split()) for text in first + second} == {6}
-    from nbtools import zoo
-
     articles = [" ".join(article.split()) for article in zoo.wikipedia()]
     assert all(any(f"{a} {b}" in article for article in articles) for a, b in zip(first, second, strict=True))
 
@@ -475,3 +474,59 @@ def test_the_row_of_five_tasks_holds_what_was_found(lesson, monkeypatch):
     tuned = studies_03.row_run({"phase": "tune", "arm": "nothing", "lr": 1e-4, "seed": 2})
     assert tuned == {"score": pytest.approx(0.42)}
     assert asked[1][3] == "val"
+
+
+def coded(run_arm, lesson):
+    """A lesson whose models are one number; an accuracy tells the number, the task and the part."""
+
+    def model(number):
+        layer = nn.Linear(1, 1, bias=False)
+        layer.weight.data.fill_(number)
+        return layer
+
+    def accuracy(model, task, part="test"):
+        return model.weight.item() + {"films": 0.1, "tweets": 0.2}[task] + {"val": 0.0, "test": 0.01}[part]
+
+    return SimpleNamespace(
+        run_arm=lambda *args: model(run_arm(*args)),
+        old_model=lambda seed: model(0.0),
+        accuracy=accuracy,
+        interpolate=lesson.interpolate,
+    )
+
+
+def test_a_strength_s_row_holds_both_parts_and_the_averages(lesson, monkeypatch):
+    asked = []
+    told = coded(lambda *args: asked.append(args) or 0.4, lesson)
+    monkeypatch.setattr(studies_03, "_lesson03", lambda *names: told)
+    cell = {"phase": "report", "arm": "nothing, 0.0003, 0", "way": "nothing", "lr": 3e-4, "strength": 0, "seed": 2}
+    row = studies_03.strength_run(cell)
+    ends = {"val old": 0.5, "val new": 0.6, "test old": 0.51, "test new": 0.61, "val start": 0.1, "test start": 0.11}
+    shares = {"val old 0.125": 0.15, "test new 0.25": 0.31, "test old 0.5": 0.31, "val new 0.75": 0.5}
+    assert {name: row[name] for name in ends | shares} == pytest.approx(ends | shares)
+    held = studies_03.strength_run(cell | {"way": "EWC", "strength": 1e8})
+    assert held.keys() == {"val old", "val new", "test old", "test new"}
+    assert studies_03.strength_run(cell | {"lr": 3e-5}).keys() == held.keys()
+    assert asked == [("nothing", 3e-4, 2, 0), ("EWC", 3e-4, 2, 1e8), ("nothing", 3e-5, 2, 0)]
+    assert studies_03.strength_run(cell | {"phase": "tune"}) == {"score": 0.0} and len(asked) == 3
+    for full in (False, True):
+        arms = studies_03.strength_arms(full)
+        assert all(len(settings) == 1 for settings in arms.values())
+        assert {"nothing", *studies_03.STRENGTHS} <= {settings[0]["way"] for settings in arms.values()}
+
+
+def test_a_verdict_needs_the_whole_interval(lesson):
+    assert lesson.versus((0.02, 0.01), (-0.01, 0.02)) == "films +0.020 ± 0.010  tweets -0.010 ± 0.020  films better"
+    assert lesson.versus((0.0, 0.0), (-0.03, 0.02)).endswith("  tweets worse")
+
+
+def test_the_rule_takes_the_best_tweets_of_those_that_keep_the_films(lesson, monkeypatch):
+    def setting(old, new):
+        two = torch.tensor([-0.01, 0.01])  # two seeds
+        return {"val old": old + two, "val new": new + two, "test old": two, "test new": 1 - new + two}
+
+    monkeypatch.setitem(own(lesson), "START", {"val": 0.8, "test": 0.0})
+    monkeypatch.setitem(own(lesson), "LINES", {"rate": {"3e-04": setting(0.5, 0.9)}})  # loses 0.3: 0.1 is allowed
+    line = {"safe": setting(0.8, 0.85), "best": setting(0.705, 0.9), "greedy": setting(0.69, 0.95)}
+    assert lesson.pick_setting(line) == "best"
+    assert lesson.pick_setting({"greedy": line["greedy"]}) is None
