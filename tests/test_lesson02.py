@@ -2,7 +2,9 @@
 
 import inspect
 import itertools
+import os
 import random
+import shutil
 import string
 from types import SimpleNamespace
 
@@ -14,17 +16,19 @@ from seqeval.metrics import f1_score as seqeval_f1
 from seqeval.metrics.sequence_labeling import get_entities
 from sklearn.metrics import accuracy_score, f1_score
 from torch import nn
-from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
+from transformers import AutoModelForCausalLM, BatchEncoding, get_linear_schedule_with_warmup
 
 from nbtools import notebooks, studies_02, tasks, train, zoo
+from nbtools.errors import NbtoolsError
 
 TAUGHT = (
     "FILMS STEPS split draw logits_of calibration_error scores LADDER depth_of rate_of lowest_open build finetune TAGS "
     "PATTERNS UNSEEN stems sentences align_labels spread_labels continue_labels ALIGN encode_words TokenHead tag_loss "
     "labelled fit_head tag_batches predict_tags spans span_f1 tag_arm QA questions windows answer_span match_span "
     "label_window pad span_loss qa_batches best_span answer normalise exact_match token_f1 qa_scores qa_arm "
-    "compare_labels library_loss trainer_losses twin_setup corpus mask_tokens MaskedLM mlm_loss adapt adapted STOP "
-    "OPERATIONS eda augmented mixup_loss FEW few_arm examples prompted nearest rival experiment HEADER WORDS"
+    "compare_labels others_spans READERS library_loss trainer_losses twin_setup corpus mask_tokens MaskedLM mlm_loss "
+    "adapt adapted STOP OPERATIONS eda apertium marian translator round_trip augmented back_translated mixup_loss "
+    "FEW few_arm back_arm examples prompted nearest rival experiment HEADER WORDS"
 )
 QUIET = {"tick": lambda *a, **k: None}
 
@@ -165,6 +169,8 @@ def test_an_arm_that_is_not_there_is_refused(lesson):
         lesson.tag_arm("last", 1e-4)
     with pytest.raises(ValueError, match="^part must be train, val or test, got 'dev'$"):
         lesson.sentences(1, 0, "dev")
+    with pytest.raises(ValueError, match="^how must be one of untrained, offsets, match, permuted, got 'luck'$"):
+        lesson.qa_arm("luck", 1e-4)
 
 
 # --- a tag for each word
@@ -270,14 +276,26 @@ def test_the_losses_are_those_of_transformers(lesson, tiny):
     assert lesson.labelled((x, y)) == sum(len(words) for words, _ in lesson.sentences(5, 0))
     theirs = lesson.library_loss(model, "BertForTokenClassification", "classifier", **x, labels=y)
     assert ours == pytest.approx(theirs, rel=1e-5)
+    # transformers leaves padding in the softmax of an answer, so the twin is a batch without padding
     model, (x, y) = (
         lesson.TokenHead(2, seed=3).eval(),
-        next(lesson.qa_batches(lesson.questions()["val"][:3], "offsets", 0)()),
+        next(lesson.qa_batches(lesson.questions()["val"][:3], "offsets", 0, size=1)()),
     )
     theirs = lesson.library_loss(
         model, "BertForQuestionAnswering", "qa_outputs", **x, start_positions=y[:, 0], end_positions=y[:, 1]
     )
     assert lesson.span_loss(model, (x, y)).item() / len(y) == pytest.approx(theirs, rel=1e-5)
+
+
+def test_the_loss_of_a_window_does_not_depend_on_its_neighbours(lesson, tiny):
+    model, rows = lesson.TokenHead(2, seed=3).eval(), lesson.questions()["val"][:6]
+    pairs = [(w, lesson.label_window(w, row)) for row in rows for w in lesson.windows(row)]
+    assert len({len(window.ids) for window, _ in pairs}) > 1
+    with torch.no_grad():
+        alone = [lesson.span_loss(model, (lesson.pad([window]), torch.tensor([span]))) for window, span in pairs]
+        batch = lesson.pad([window for window, _ in pairs]), torch.tensor([span for _, span in pairs])
+        together = lesson.span_loss(model, batch)
+    assert together.item() == pytest.approx(sum(alone).item(), rel=1e-4)
 
 
 def test_a_tagger_is_trained_and_read_on_the_part_asked_for(lesson, tiny):
@@ -300,7 +318,8 @@ def test_questions_are_split_by_article_and_answers_stand_at_their_starts(lesson
     assert not titles["val"] & titles["test"] and sum(map(len, titles.values())) == 48
     rows = [row for part in parts.values() for row in part]
     assert all(row["context"][row["starts"][0] :].startswith(row["answers"][0]) for row in rows)
-    assert 10_540 < len(rows) <= 10_565
+    assert {part: len(rows) for part, rows in parts.items()} == {"test": 968, "val": 513, "train": 2441}
+    assert max(len(row["context"].split()) for row in rows) == 100
 
 
 def test_windows_cover_the_context_and_overlap_by_the_stride(lesson):
@@ -372,9 +391,18 @@ def test_what_matching_gets_wrong_is_counted(lesson):
     lost = row | {"answers": ["Bo"], "starts": [19]}
     assert lesson.label_window(lesson.windows(lost, 64, 8)[0], lost, "match") == (0, 0)
     count = lesson.compare_labels([row, asked, lost], 64, 8)
-    assert (count["labelled elsewhere"], count["labelled as not there"], count["windows with answer"]) == (2, 1, 3)
-    cut = lesson.compare_labels([row], 18, 4)  # windows of 12 tokens of context
-    assert cut["windows without answer"] > 0 and cut["recovered"] == 1
+    places = [count[f"answer here, {kind}"] for kind in ("another place", "called not here")]
+    assert (*places, count["windows with the answer"], count["windows without it"]) == (2, 1, 3, 0)
+    cut = lesson.compare_labels([row], 10, 1)  # windows of four tokens of context; the first holds the wrong Bob
+    assert cut["no answer here, called an answer"] == 1 and cut["answers whole in the first window"] == 0
+    assert cut["answers whole in some window"] == cut["windows with the answer"] == 1 < cut["windows without it"]
+    other = "  of these, what another annotator chose"
+    assert count[other] == cut[other] == 0
+    both = row | {"answers": ["Bob", "Bob"], "starts": [19, 8]}  # the second annotator means the first Bob
+    assert lesson.compare_labels([both, row], 64, 8)[other] == 1
+    assert lesson.others_spans(window, both) == {(7, 7)} and lesson.others_spans(window, row) == set()
+    longer = row | {"answers": ["Bob", "met Bob"], "starts": [19, 4]}
+    assert lesson.others_spans(window, longer) == {(6, 7)}
     with pytest.raises(ValueError, match="^how must be offsets or match, got 'luck'$"):
         lesson.label_window(window, row, "luck")
 
@@ -435,19 +463,23 @@ def test_normalising_removes_articles_after_punctuation(lesson):
 
 def test_an_answer_arm_trains_on_training_articles_and_reads_the_part(lesson, tiny, monkeypatch):
     seen = []
-    patch(monkeypatch, lesson.qa_arm, QA=lesson.QA | {"train": 4, "val": 3, "test": 3})
+    patch(monkeypatch, lesson.qa_arm, QA=lesson.QA | {"train": 8, "val": 3, "test": 3})
     real = lesson.qa_batches
     patch(
         monkeypatch,
         lesson.qa_arm,
         qa_batches=lambda rows, how, seed: (seen.append((rows, how)), real(rows, how, seed))[1],
     )
-    for how in ("offsets", "match", "untrained"):
+    for how in ("offsets", "match", "permuted", "untrained"):
         model, found = lesson.qa_arm(how, 1e-3, 2, "val", steps=2, **QUIET)
         assert set(found) == {"em", "f1"} and 0 <= found["em"] <= found["f1"] <= 1
         start = lesson.TokenHead(2, 2)
         assert torch.equal(model.head.weight, start.head.weight) == (how == "untrained")
-    assert [how for _, how in seen] == ["offsets", "match"] and seen[0][0] == seen[1][0]
+    assert [how for _, how in seen] == ["offsets", "match", "offsets"] and seen[0][0] == seen[1][0]
+    plain, mixed = seen[0][0], seen[2][0]
+    assert [row | {"question": ""} for row in mixed] == [row | {"question": ""} for row in plain]
+    asked = [[row["question"] for row in rows] for rows in (plain, mixed)]
+    assert sorted(asked[0]) == sorted(asked[1]) and sum(a == b for a, b in zip(*asked, strict=True)) <= 4
     titles = {row["title"] for row in lesson.questions()["train"]}
     assert {row["title"] for row in seen[0][0]} <= titles
 
@@ -560,6 +592,117 @@ def test_augmented_sets_keep_the_originals_and_the_labels(lesson):
     assert min(near) > 0.3 and sum(a != b for a, b in zip(more, texts * 5, strict=True)) >= 35
 
 
+SPANISH = {"dull": "aburrido", "a fine film": "una gran película", "so so": "regular"}
+BACK = {"aburrido": "Dull", "una gran película": "a great film", "regular": "so so"}
+
+
+def told(texts, pair):
+    """A translator that knows three sentences."""
+    return [{"eng-spa": SPANISH, "spa-eng": BACK}[pair][text] for text in texts]
+
+
+def test_a_round_trip_adds_what_it_changed_with_its_label(lesson, monkeypatch):
+    patch(monkeypatch, lesson.round_trip, translator=lambda: told)
+    assert lesson.round_trip([*SPANISH]) == ([*BACK], ["Dull", "a great film", "so so"])
+    texts, labels = lesson.back_translated([*SPANISH], torch.tensor([0, 1, 0]))
+    assert texts == [*SPANISH, "a great film"] and labels.tolist() == [0, 1, 0, 1]
+    patch(monkeypatch, lesson.round_trip, translator=lambda: lambda texts, pair: texts[1:])
+    with pytest.raises(ValueError, match="^3 texts went to the translator, 2 came back$"):
+        lesson.round_trip([*SPANISH])
+    for bad in ("two\nlines", "  "):
+        with pytest.raises(ValueError, match="^a text to translate is one line with words, got "):
+            lesson.round_trip(["fine", bad])
+
+
+def test_without_a_translator_one_sentence_says_how_to_get_one(lesson, monkeypatch, tmp_path):
+    monkeypatch.delenv("NBTOOLS_TRANSLATOR", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NbtoolsError, match="^Back-translation needs a translator: `sudo apt-get install apertium-eng-"):
+        lesson.translator()
+    program = tmp_path / "apertium"  # Apertium without this pair of languages, then with it
+    for modes, found in (("  eng-cat", None), ("  eng-spa\n  spa-eng", lesson.apertium)):
+        program.write_text(f"#!/bin/sh\necho '{modes}'\n")
+        program.chmod(0o755)
+        if found:
+            assert lesson.translator() is found
+        else:
+            with pytest.raises(NbtoolsError, match="needs a translator"):
+                lesson.translator()
+    monkeypatch.setenv("NBTOOLS_TRANSLATOR", "hub")
+    assert lesson.translator() is lesson.marian
+
+
+def test_apertium_is_asked_for_the_pair_and_gets_one_paragraph_a_text(lesson, monkeypatch, tmp_path):
+    program = tmp_path / "apertium"
+    program.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\ntr a-z A-Z\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert lesson.apertium(["one film", "two", "three"], "eng-spa") == ["ONE FILM", "TWO", "THREE"]
+    assert (tmp_path / "asked").read_text() == "-u eng-spa\n"
+
+
+@pytest.mark.skipif(shutil.which("apertium") is None, reason="apertium-eng-spa is not installed")
+def test_apertium_translates_a_batch_as_it_does_one_by_one(lesson):
+    texts = [*lesson.draw(30, 0)[0], "No end mark", "[sic] a/b ^c$ {d} @e \\ <f>"]
+    together = lesson.round_trip(texts)
+    assert together == lesson.round_trip(texts) and len(together[1]) == 32
+    some = [0, 7, 30, 31]
+    alone = [lesson.round_trip([texts[i]]) for i in some]
+    assert [[part[i] for i in some] for part in together] == [[a for (a,), _ in alone], [b for _, (b,) in alone]]
+    assert lesson.round_trip(["A good film."])[0] == ["Una película buena."]
+
+
+def test_marian_translates_sixteen_at_a_time_and_greedily(lesson, monkeypatch):
+    loaded, asked = [], []
+
+    class Stub:
+        def from_pretrained(self, name):
+            loaded.append(name)
+            return self
+
+        def __call__(self, texts, padding, return_tensors):
+            asked.append(len(texts))
+            ids = torch.tensor([[ord(c) for c in text.ljust(9)] for text in texts])
+            return BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+
+        def to(self, device):
+            return self
+
+        def eval(self):
+            return self
+
+        def generate(self, input_ids, attention_mask, **options):
+            assert options == {"num_beams": 1, "do_sample": False, "max_new_tokens": 100}
+            return input_ids
+
+        def batch_decode(self, tokens, skip_special_tokens):
+            assert skip_special_tokens
+            return ["".join(map(chr, row)).strip().upper() for row in tokens.tolist()]
+
+    stub = Stub()
+    library = SimpleNamespace(AutoTokenizer=stub, AutoModelForSeq2SeqLM=stub)
+    patch(monkeypatch, lesson.marian, transformers=library)
+    texts = [f"film {i}" for i in range(35)]
+    assert lesson.marian(texts, "spa-eng") == [text.upper() for text in texts]
+    assert loaded == ["Helsinki-NLP/opus-mt-es-en"] * 2 and asked == [16, 16, 3]
+    lesson.marian(texts[:1], "eng-spa")
+    assert loaded[2:] == ["Helsinki-NLP/opus-mt-en-es"] * 2
+
+
+def test_back_translated_copies_stand_beside_the_labels_of_a_draw(lesson, monkeypatch):
+    def finetune(rung, texts, labels, lr, steps, seed, tick):
+        calls.append((rung, texts, labels.tolist(), lr, steps, seed))
+        return "model", []
+
+    calls = []
+    patch(monkeypatch, lesson.back_arm, finetune=finetune)
+    patch(monkeypatch, lesson.back_translated, round_trip=lambda texts: (texts, [f"{text} indeed" for text in texts]))
+    assert lesson.back_arm(20, 1e-4, 3) == "model"
+    texts, labels = lesson.draw(20, 3)
+    more = texts + [f"{text} indeed" for text in texts]
+    assert calls == [("full", more, labels.tolist() * 2, 1e-4, 24, 3)]
+
+
 def test_mixup_at_its_ends_is_plain_cross_entropy(lesson, tiny, monkeypatch):
     model, texts, labels = lesson.build().eval(), *lesson.draw(6, 0)
     batch = (tasks.encode(texts), labels)
@@ -658,6 +801,10 @@ def test_the_studies_tune_on_validation_and_report_on_test(lesson, tiny, monkeyp
     assert texts == [val, val, test, test]
     row = studies_02.ladder_run({"phase": "report", "arm": "full", "labels": 100, "lr": 1e-4, "seed": 0})
     assert "accuracy without mask" in row
+    asked = []
+    monkeypatch.setattr(lesson, "back_arm", lambda *a, **k: (asked.append(a), lesson.build())[1])
+    tuned = studies_02.back_run({"phase": "tune", "arm": "back-translated", "labels": 20, "lr": 1e-5, "seed": 4})
+    assert sorted(tuned) == ["accuracy", "score"] and asked == [(20, 1e-5, 4)]
     arms = studies_02.ladder_arms(False)
     assert set(arms) == {*lesson.LADDER, "full_shuffled"} and all(len(arms[arm]) >= 3 for arm in lesson.LADDER)
     calls = []
@@ -671,3 +818,20 @@ def test_the_panel_reads_validation_sentences(lesson, tiny):
     steps = []
     found = lesson.experiment(lambda *a, **k: steps.append(a), "ulmfit", 20, 1e-4)
     assert set(found) == {"accuracy", "f1", "ece", "loss"} and len(steps) == 24
+
+
+def test_readers_take_one_of_two_rates_and_controls_none(lesson):
+    arms = studies_02.answers_arms(False)
+    assert set(arms) <= set(lesson.READERS) and {len(arms["offsets"]), len(arms["match"])} == {2}
+    assert arms["offsets"] == arms["match"] and len(arms["untrained"]) == 1
+    calls = []
+    with pytest.MonkeyPatch.context() as patch:
+        fake = SimpleNamespace(qa_arm=lambda *a, **k: (calls.append(a), (None, {"em": 0.1, "f1": 0.2}))[1])
+        patch.setattr(studies_02, "_lesson02", lambda *names: fake)
+        tuned = studies_02.answers_run({"phase": "tune", "arm": "match", "lr": 1e-3, "seed": 7})
+        assert tuned == {"em": 0.1, "f1": 0.2, "score": 0.2}
+        assert studies_02.answers_run({"phase": "report", "arm": "match", "lr": 1e-3, "seed": 7}) == {
+            "em": 0.1,
+            "f1": 0.2,
+        }
+    assert calls == [("match", 1e-3, 7, "val"), ("match", 1e-3, 7, "test")]
