@@ -12,8 +12,8 @@ from nbtools.checks import exercise
 
 
 def _mixing(sizes, temperature=1.0, limit=None):
-    if temperature <= 0 or any(size <= 0 for size in sizes):
-        raise ValueError(f"sizes and temperature must be above 0, got {sizes} and {temperature}")
+    if temperature <= 0 or any(size <= 0 for size in sizes) or (limit is not None and limit <= 0):
+        raise ValueError(f"sizes, temperature and limit must be above 0, got {sizes}, {temperature} and {limit}")
     logs = torch.tensor([math.log(size if limit is None else min(size, limit)) for size in sizes], dtype=torch.float64)
     return torch.softmax(logs / temperature, 0).tolist()
 
@@ -72,7 +72,7 @@ def check_mixing(mixing):
     yield not _near(found, [0.5, 0.5, 0.0]) and (
         f"a million to the power of 100 is too large for a float: divide first; found {_shown(found)}"
     )
-    for wrong in (([10, 20], 0.0), ([10, 20], -1.0), ([10, 0], 1.0)):
+    for wrong in (([10, 20], 0.0), ([10, 20], -1.0), ([10, 0], 1.0), ([10, 20], 1.0, 0), ([10, 20], 1.0, -5)):
         try:
             mixing(*wrong)
         except ValueError:
@@ -80,7 +80,7 @@ def check_mixing(mixing):
         except Exception as error:
             yield f"mixing{wrong} should raise a ValueError, not a {type(error).__name__}"
             continue
-        yield f"mixing{wrong} should raise a ValueError: sizes and temperature must be above 0"
+        yield f"mixing{wrong} should raise a ValueError: sizes, temperature and limit must be above 0"
 
 
 def _lowest(uncertainty_loss, loss, kind):

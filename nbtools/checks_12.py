@@ -14,8 +14,8 @@ from nbtools.checks import exercise
 
 
 def _pacing(step, steps, start=0.2, end=0.8, power=1.0):
-    if step < 0 or step > steps:
-        raise ValueError(f"step must be between 0 and {steps}, got {step}")
+    if steps <= 0 or step < 0 or step > steps:
+        raise ValueError(f"steps must be above 0 and step between 0 and steps, got {steps} and {step}")
     if not 0 < start <= 1 or not 0 < end <= 1:
         raise ValueError(f"start and end must be above 0 and at most 1, got {start} and {end}")
     if not power >= 0:
@@ -89,7 +89,13 @@ def check_pacing(pacing):
     jump = [pacing(step, 50, 0.2, 0.8, math.inf) for step in (0, 39, 40, 50)]
     apart = max(abs(share - wanted) for share, wanted in zip(jump, (0.2, 0.2, 1.0, 1.0), strict=True))
     yield not apart < 1e-9 and f"an infinite power waits at start and then opens all at once, not {jump}"
-    bad = {"step": (-1, 10), "a step beyond steps": (11, 10), "start 0": (1, 10, 0.0), "start 1.5": (1, 10, 1.5)}
+    bad = {
+        "step": (-1, 10),
+        "step 0 of 0 steps": (0, 0),
+        "a step beyond steps": (11, 10),
+        "start 0": (1, 10, 0.0),
+        "start 1.5": (1, 10, 1.5),
+    }
     bad |= {"end 0": (1, 10, 0.2, 0.0), "end 2": (1, 10, 0.2, 2.0), "power -1": (1, 10, 0.2, 0.8, -1.0)}
     for name, values in bad.items():
         yield not _raises(pacing, *values) and f"{name if name != 'step' else 'step -1'}: raise a ValueError"

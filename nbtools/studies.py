@@ -142,5 +142,5 @@ def work(study, cells, done, log, title, code):
         with log.open("a") as file:
             file.write(json.dumps(row) + "\n")
         left = (time.perf_counter() - start) / (i + 1) * (len(todo) - i - 1) / 60
-        shown = {k: round(v, 3) for k, v in row.items() if k in ("score", "accuracy")}
+        shown = {k: round(v, 3) for k, v in row.items() if k in ("score", "accuracy") and v is not None}
         print(f"{title}: {i + 1}/{len(todo)}  {cell['arm']} {shown}  about {left:.0f} min left", flush=True)

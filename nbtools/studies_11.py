@@ -8,7 +8,8 @@ from .studies import Study
 
 FIT11 = ("TASKS", "STEPS", "fit", "read", "KINDS")
 PAIRS11 = (*FIT11, "cosines")
-RATES = tuple({"lr": lr} for lr in (3e-4, 1e-3))
+RATES = tuple({"lr": lr} for lr in (1e-4, 3e-4, 1e-3, 3e-3))
+RATINGS = ("movie", "tweets", "amazon", "nyt")
 LOUD = {"movie": 100.0}
 # weights of ratings, classes and spans
 WEIGHTS = ({"rating": 3.0}, {"rating": 0.3}, {"span": 3.0}, {"span": 0.3})
@@ -35,15 +36,15 @@ def _row(lesson, cell, model, names):
 
 
 def methods_run(cell):
-    """One model for all tasks by a way to sample and to weigh, or one for a single task with as many texts of it.
+    """One model for all tasks by a way to sample and to weigh, or one for some of them with as many texts of each.
 
-    Rows of a single task bear its skill alone; "shuffled" learns all tasks from permuted targets.
+    Rows of a single task, and of the four ratings, bear the skill of these; "shuffled": all from permuted targets.
     """
     lesson, arm = _lesson11(*FIT11), cell["arm"]
     if cell["phase"] == "tune" and arm == "shuffled":  # there is one rate
-        return {"score": 0.0}
-    if arm.startswith("alone "):
-        names = (arm.removeprefix("alone "),)
+        return {"score": None}
+    if arm.startswith("alone ") or arm == "ratings":
+        names = RATINGS if arm == "ratings" else (arm.removeprefix("alone "),)
         model, _, _ = lesson.fit("fixed", cell["lr"], cell["seed"], names, tick=_quiet)
         return _row(lesson, cell, model, names)
     method = arm if arm in ("uncertainty", "gradnorm", "pcgrad") else "fixed"
@@ -65,10 +66,8 @@ def _weights(weighting):
 def loud_run(cell):
     """All tasks, with the loss of one a hundred times as large; "tuned": with a fixed weight for it."""
     lesson, arm = _lesson11(*FIT11), cell["arm"]
-    if cell["phase"] == "tune" and arm in ("equal", "pcgrad", "shuffled"):  # they have one setting
-        return {"score": 0.0}
-    method = arm if arm in ("uncertainty", "gradnorm", "pcgrad") else "fixed"
-    options = {name: cell[name] for name in ("alpha", "rate") if name in cell}
+    method = arm.split()[0] if arm.split()[0] in ("uncertainty", "gradnorm", "pcgrad") else "fixed"
+    options = {name: cell[name] for name in ("alpha", "rate", "start") if name in cell}
     if "loud" in cell:
         options["weights"] = dict.fromkeys(LOUD, cell["loud"])
     model, weighting, _ = lesson.fit(method, cell["lr"], cell["seed"], loud=LOUD, tick=_quiet, **options)
@@ -82,7 +81,7 @@ def pairs_run(cell):
     """
     lesson, arm = _lesson11(*PAIRS11), cell["arm"]
     if cell["phase"] == "tune":  # there is one rate
-        return {"score": 0.0}
+        return {"score": None}
     if arm == "all":
         found, steps = {}, {lesson.STEPS // 6: "early", lesson.STEPS * 2 // 3: "late"}
 
@@ -101,35 +100,38 @@ def pairs_run(cell):
 
 
 def methods_arms(full):
-    """Two rates for every arm; more settings for tuned fixed weights, of which equal ones are one, and for GradNorm.
+    """Four rates for every arm; more settings for tuned fixed weights, of which equal ones are one, and for GradNorm.
 
-    Without `full` these are tried at one rate only, the one that suits equal weights in a trial.
+    Without `full` these take the middle rates only.
     """
+    rates = RATES if full else RATES[1:3]
     arms = {arm: list(RATES) for arm in ("equal", "uncertainty")}
-    arms["tuned"] = [rate | {"kinds": kinds} for kinds in ({}, *WEIGHTS) for rate in RATES[0 if full else 1 :]]
-    arms["gradnorm"] = [{"alpha": 1.5} | rate for rate in RATES] + [{"alpha": 0.5} | rate for rate in RATES[1:]]
+    arms["tuned"] = [rate | {"kinds": kinds} for kinds in ({}, *WEIGHTS) for rate in rates]
+    arms["gradnorm"] = [rate | {"alpha": alpha} for alpha in (0.5, 1.5) for rate in RATES[1:]]
     return arms | {f"alone {name}": list(RATES) for name in _lesson11(*FIT11).TASKS}
 
 
 def more_arms(full):
-    """Two rates for PCGrad and for each way to sample, one for the control; "equal" is in the other study."""
-    rates = dict.fromkeys(("pcgrad", "proportional", "square-root", "annealed"), list(RATES))
+    """Four rates for PCGrad, each way to sample and the ratings without the rest; one for the control."""
+    rates = dict.fromkeys(("pcgrad", "proportional", "square-root", "annealed", "ratings"), list(RATES))
     return rates | {"shuffled": [{"lr": 1e-3}]}
 
 
 def loud_arms(full):
-    """One rate, the one that suits equal weights without the factor; each method's own setting is tuned."""
-    arms = {"equal": [{}], "tuned": [{"loud": weight} for weight in (0.1, 0.01, 0.001)]}
-    arms |= {"uncertainty": [{"rate": 0.1}, {"rate": 0.3}], "gradnorm": [{"alpha": alpha} for alpha in (0.5, 1.5)]}
-    arms |= {"pcgrad": [{}]} if full else {}
-    return {arm: [setting | {"lr": 1e-3} for setting in settings] for arm, settings in arms.items()}
+    """The middle rates for every arm, and each method's own setting."""
+    arms = {"equal": [{}], "tuned": [{"loud": weight} for weight in (0.1, 0.01, 0.001, 0.0001)]}
+    arms["uncertainty"] = [{"rate": 0.1}, {"rate": 0.3}]
+    arms["uncertainty from loss"] = [{"rate": 0.1, "start": "loss"}]
+    arms |= {"gradnorm": [{"alpha": alpha} for alpha in (0.5, 1.5)], "pcgrad": [{}]}
+    rates = RATES if full else RATES[1:3]
+    return {arm: [setting | rate for setting in settings for rate in rates] for arm, settings in arms.items()}
 
 
 def pairs_arms(full):
-    """All tasks alone, all pairs, one helper with permuted targets for each of the others, and the cosines."""
+    """All tasks alone, all pairs, a helper with permuted targets for each task, and the cosines."""
     names = _lesson11(*FIT11).TASKS
     pairs = [f"{a}+{b}" for i, a in enumerate(names) for b in names[i + 1 :]]
-    control = [f"movie~{name}" for name in names if name != "movie"]
+    control = [f"movie~{name}" for name in names if name != "movie"] + ["tweets~movie"]
     return dict.fromkeys(("all", *names, *pairs, *control), [{"lr": 1e-3}])
 
 

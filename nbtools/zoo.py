@@ -169,9 +169,9 @@ def shape(name):
 
 
 def vader(domain="movie"):
-    """VADER's snippets as a list of dicts: text, rating (mean, -4 to 4), ratings (list of int, one a rater).
+    """VADER's snippets as a list of dicts: id, text, rating (mean, -4 to 4), ratings (list of int, one a rater).
 
-    domain: movie, amazon, nyt or tweets. Hutto and Gilbert 2014.
+    domain: movie, amazon, nyt or tweets. An id of amazon or nyt is "DOCUMENT_PIECE". Hutto and Gilbert 2014.
     """
     stems = {
         "movie": "movieReviewSnippets",
@@ -189,7 +189,9 @@ def vader(domain="movie"):
     texts, scores = (data.decode("latin-1").strip().split("\n") for data in (texts, scores))  # no splitlines: \x85
     ratings = {row.split("\t")[0]: json.loads(row.split("\t")[-1]) for row in scores}
     rows = (row.split("\t", 2) for row in texts)
-    return [{"text": text.strip(), "rating": float(mean), "ratings": ratings[key]} for key, mean, text in rows]
+    return [
+        {"id": key, "text": text.strip(), "rating": float(mean), "ratings": ratings[key]} for key, mean, text in rows
+    ]
 
 
 def alpaca():

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nbtools import notebooks, studies_11, tasks
+from nbtools import notebooks, studies_11, tasks, zoo
 
 TAUGHT = (
     "SIZES TASKS KINDS HELD_OUT EACH TRAINED KEPT LONGEST parts sentence load encode through frozen batch_of MultiTask "
@@ -70,6 +70,10 @@ def test_no_text_page_or_claim_is_in_two_parts(lesson):
     claims = lesson.load()["claims"]
     pages = [{claims.texts[i][1].split(":")[0] for i in getattr(claims, part)} for part in ("test", "pool")]
     assert not pages[0] & pages[1]
+    for name in ("amazon", "nyt"):  # pieces of one review or editorial are in one part
+        document, data = {row["text"]: row["id"].split("_")[0] for row in zoo.vader(name)}, lesson.load()[name]
+        own = [{document[data.texts[i]] for i in getattr(data, part)} for part in ("test", "val", "pool")]
+        assert len(own[0]) > 10 and not own[0] & own[1] and not own[1] & own[2] and not own[0] & own[2]
     assert lesson.load()["intents"].targets.unique().tolist() == list(range(7))
     assert claims.targets.unique().tolist() == [0, 1, 2] and claims.outputs == 3
 
@@ -218,8 +222,9 @@ def test_mixing_is_a_softmax_of_logarithms(lesson):
     for temperature in (0.5, 1.0, 3.0, 50.0):
         logs = torch.tensor([min(size, 900) for size in sizes], dtype=torch.float64).log() / temperature
         assert lesson.mixing(sizes, temperature, 900) == pytest.approx(torch.softmax(logs, 0).tolist())
-    with pytest.raises(ValueError, match="^sizes and temperature must be above 0, got"):
-        lesson.mixing([1, 2], 0)
+    for bad in ([[1, 2], 0], [[1, 0]], [[1, 2], 1.0, 0], [[1, 2], 1.0, -5]):
+        with pytest.raises(ValueError, match="^sizes, temperature and limit must be above 0, got"):
+            lesson.mixing(*bad)
 
 
 # --- weights
@@ -301,21 +306,32 @@ def test_uncertainty_finds_scales_that_are_apart_by_a_hundred(lesson):
     assert weighting.weights == pytest.approx({name: 1 / (2 * value) for name, value in fixed.items()}, rel=0.02)
 
 
+def test_uncertainty_may_start_at_its_optimum(lesson):
+    weighting = lesson.Uncertainty(FEW, rate=0.0, start="loss")
+    for scale in (1.0, 5.0):  # only the first losses count
+        leaves = {"movie": 370.0 * scale, "intents": 1.9 * scale, "answers": 3.4 * scale}
+        weighting.backward({name: torch.tensor(x, requires_grad=True) for name, x in leaves.items()}, None)
+        assert weighting.weights == pytest.approx({"movie": 1 / 740, "intents": 1 / 3.8, "answers": 1 / 6.8})
+    with pytest.raises(ValueError, match="^start is zero or loss, got 'best'$"):
+        lesson.Uncertainty(FEW, start="best")
+
+
 def test_gradnorm_steps_by_the_norms_at_the_last_shared_layer(lesson):
     model, losses = toy()
-    weighting = lesson.GradNorm(FEW, alpha=1.5, rate=0.1)
+    weighting = lesson.GradNorm(FEW, alpha=1.5, rate=0.1, wait=2)
     last = model.layers[-1].output.dense.weight
-    first, weights = None, dict.fromkeys(FEW, 1.0)
-    for _ in range(3):
+    seen, now, weights = [], 0.0, dict.fromkeys(FEW, 1.0)
+    for step in range(5):
         current = losses()
         norms = [torch.autograd.grad(loss, last, retain_graph=True)[0].norm().item() for loss in current.values()]
-        now = [loss.item() for loss in current.values()]
-        first = first or now
+        seen.append(torch.stack([*current.values()]).detach())
+        first = sum(seen[:2]) / 2  # two steps in which no task lags, then a running mean from there
+        now = first if step < 2 else 0.9 * now + 0.1 * seen[-1]
         each = shared_grads(model, current)
         model.zero_grad()
         weighting.backward(losses(), model)
         torch.testing.assert_close(left_in(model), sum(weights[name] * each[name] for name in FEW))
-        wanted = lesson.gradnorm_step([*weights.values()], norms, now, first, 1.5, 0.1)
+        wanted = lesson.gradnorm_step([*weights.values()], norms, now.tolist(), first.tolist(), 1.5, 0.1)
         assert [*weighting.weights.values()] == pytest.approx(wanted)
         weights = weighting.weights
         with torch.no_grad():
@@ -472,7 +488,7 @@ def test_each_method_trains_the_shared_layers_and_every_head(lesson, tiny, metho
 
 
 def test_sampled_training_skips_absent_tasks(lesson, tiny):
-    _, _, history = lesson.fit("uncertainty", 1e-3, steps=2, sampling="proportional", **QUIET)
+    _, _, history = lesson.fit("fixed", 1e-3, steps=2, sampling="proportional", **QUIET)
     for row in history:
         assert sum(row["counts"].values()) == lesson.EACH * 7
         assert set(row["losses"]) == {name for name, count in row["counts"].items() if count}
@@ -482,7 +498,8 @@ def test_sampled_training_skips_absent_tasks(lesson, tiny):
     ("options", "sentence"),
     [
         ({"method": "magic"}, "^a method is one of fixed, uncertainty, gradnorm, pcgrad, got 'magic'$"),
-        ({"method": "gradnorm", "sampling": "annealed"}, "^gradnorm needs every task in every step: .*'annealed'$"),
+        ({"method": "gradnorm", "sampling": "annealed"}, "^gradnorm works on each task's loss in .*'annealed'$"),
+        ({"method": "uncertainty", "sampling": "proportional"}, "^uncertainty works on .*'proportional'$"),
         ({"method": "fixed", "loud": {"poems": 2.0}}, "^loud and shuffled name tasks of movie, .* got poems$"),
         ({"method": "fixed", "shuffled": ["poems"]}, "^loud and shuffled name tasks of movie, .* got poems$"),
     ],
@@ -567,13 +584,14 @@ def test_the_main_study_runs_what_its_arms_say(lesson, spied):
     assert calls[3]["names"] == ("nyt",) and row == {"skill": 0.25, "nyt": 0.25}
     studies_11.methods_run(cell | {"arm": "shuffled", "phase": "report"})
     assert calls[4]["shuffled"] == lesson.TASKS and calls[1]["shuffled"] == ()
+    row = studies_11.methods_run(cell | {"arm": "ratings", "phase": "report"})
+    assert calls[5]["names"] == ("movie", "tweets", "amazon", "nyt") == tuple(row)[1:] and row["skill"] == 0.25
     arms = studies_11.methods_arms(False)
-    assert {"lr": 1e-3, "kinds": {}} in arms["tuned"] and {
-        len(arms[arm]) for arm in arms if arm.startswith("alone")
-    } == {2}
+    assert {"lr": 1e-3, "kinds": {}} in arms["tuned"] and {"lr": 3e-3, "alpha": 0.5} in arms["gradnorm"]
+    assert {len(arms[arm]) for arm in arms if arm.startswith("alone")} == {4} == {len(arms["equal"])}
     more = set(studies_11.more_arms(False))
-    assert more | {"equal"} == {*lesson.SAMPLING, "pcgrad", "shuffled"} and not more & set(arms)
-    assert studies_11.methods_run(cell | {"arm": "shuffled", "phase": "tune"}) == {"score": 0.0} and len(calls) == 5
+    assert more | {"equal"} == {*lesson.SAMPLING, "pcgrad", "ratings", "shuffled"} and not more & set(arms)
+    assert studies_11.methods_run(cell | {"arm": "shuffled", "phase": "tune"}) == {"score": None} and len(calls) == 6
 
 
 def test_the_other_studies_run_what_their_arms_say(lesson, spied):
@@ -583,16 +601,20 @@ def test_the_other_studies_run_what_their_arms_say(lesson, spied):
     studies_11.loud_run(cell | {"arm": "uncertainty", "rate": 0.3})
     assert all(call["loud"] == {"movie": 100.0} for call in calls)
     assert calls[0]["weights"] == {"movie": 0.01} and calls[1]["rate"] == 0.3 and calls[1]["method"] == "uncertainty"
-    assert studies_11.loud_run(cell | {"arm": "equal", "phase": "tune"}) == {"score": 0.0} and len(calls) == 2
+    studies_11.loud_run(cell | {"arm": "uncertainty from loss", "rate": 0.1, "start": "loss"})
+    assert (calls[2]["method"], calls[2]["start"], calls[2]["loud"]) == ("uncertainty", "loss", {"movie": 100.0})
+    arms = studies_11.loud_arms(False)
+    assert {"loud": 0.01, "lr": 3e-4} in arms["tuned"] and all(len(settings) >= 2 for settings in arms.values())
     assert studies_11.pairs_run(cell | {"arm": "movie+nyt"}) == {"movie": 0.25, "nyt": 0.25}
-    assert calls[2]["names"] == ("movie", "nyt") and calls[2]["shuffled"] == ()
+    assert calls[3]["names"] == ("movie", "nyt") and calls[3]["shuffled"] == ()
     assert studies_11.pairs_run(cell | {"arm": "movie~nyt"}) == {"nyt": 0.25}
-    assert calls[3]["names"] == ("movie", "nyt") and calls[3]["shuffled"] == ("movie",)
+    assert calls[4]["names"] == ("movie", "nyt") and calls[4]["shuffled"] == ("movie",)
     assert studies_11.pairs_run(cell | {"arm": "nyt"}) == {"nyt": 0.25} and set(parts) == {"test"}
+    assert studies_11.pairs_run(cell | {"arm": "nyt", "phase": "tune"}) == {"score": None}
     row = studies_11.pairs_run(cell | {"arm": "all"})
     assert len(row) == 98 and row["early: nyt, nyt"] == 1 and row["late: movie, claims"] == 0
     arms = studies_11.pairs_arms(False)
-    assert len(arms) == 1 + 7 + 21 + 6
+    assert len(arms) == 1 + 7 + 21 + 7
 
 
 def test_the_panel_reports_steps_and_weights(lesson, tiny, short):

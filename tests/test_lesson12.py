@@ -15,9 +15,9 @@ from nbtools import notebooks, studies_12, tasks, zoo
 
 TAUGHT = (
     "ARMS BATCH DATA FULL Head HEAD_RATE LOOKS MEASURES N SHORT TOKENS WARM accuracy again build draw easy_first "
-    "excluded expected_visits experiment fit flip flip_p fold_loss hardest_wrong holm inputs learned losses measured "
-    "mixture open_first optimizer_of pacing plan ranks run_arm self_paced self_paced_weights spearman split spread "
-    "states steps_until_learned visits"
+    "excluded expected_visits experiment fit flip flip_p fold_loss hardest_wrong holm inputs judge learned losses "
+    "measured mixture open_first optimizer_of pacing plan ranks right run_arm self_paced self_paced_weights "
+    "spearman split spread states steps_until_learned visits"
 )
 
 
@@ -256,7 +256,8 @@ def test_open_first_opens_the_head_of_the_order(lesson):
 
 
 @pytest.mark.parametrize(("options", "sentence"), [
-    ({"step": -1}, "^step must be between 0 and 10, got -1$"), ({"step": 11}, "^step must .* 0 and 10, got 11$"),
+    ({"step": -1}, "^steps must be above 0 and step between 0 and steps, got 10 and -1$"),
+    ({"step": 11}, "^steps must .*, got 10 and 11$"), ({"step": 0, "steps": 0}, "^steps must .*, got 0 and 0$"),
     ({"start": 0}, "^start and end must be above 0 and at most 1, got 0 and 0.8$"),
     ({"end": 1.5}, "^start and end must be above 0 and at most 1, got 0.2 and 1.5$"),
     ({"power": -1}, "^power must be at least 0, got -1$"), ({"power": math.nan}, "^power must be at least 0, got nan$"),
@@ -273,13 +274,39 @@ def test_nan_is_refused_in_one_sentence(lesson):
         lesson.self_paced_weights(torch.tensor([math.nan, 1.0, math.nan]), torch.tensor([0, 1, 1]), 1.0)
 
 
+PACED = ("iid", "random paced", "easy first", "hard first")
+
+
+def test_passes_show_each_sentence_once_a_pass(lesson, world):
+    task = lesson.draw(0.0, 2)
+    weights_at = lesson.plan("passes", task, 300, 3)
+    drawn = torch.cat([weights_at(step, None) for step in range(300)])
+    assert len(drawn) == 4800 and torch.equal(torch.bincount(drawn), torch.full((lesson.N,), 8))
+    first, second = drawn[: lesson.N], drawn[lesson.N : 2 * lesson.N]
+    assert len(first.unique()) == len(second.unique()) == lesson.N and not torch.equal(first, second)
+    inputs, seen = lesson.inputs, []
+    world("inputs", lambda index, opened: (seen.append(index), inputs(index, opened))[1])
+    lesson.run_arm("passes", task, 40, 1e-3, 3)
+    shown = torch.cat([index for index in seen if len(index) == lesson.BATCH])
+    again = lesson.plan("passes", task, 40, 3)
+    assert torch.equal(shown[:640], task.index[torch.cat([again(step, None) for step in range(40)])])
+
+
+def test_same_visits_are_those_of_easy_first_in_no_order(lesson, world):
+    task, hard = lesson.draw(0.4, 2), torch.rand(lesson.N, generator=seeded(1))
+    paced, same = (lesson.plan(arm, task, 60, 3, hard) for arm in ("easy first", "same visits"))
+    wanted = lesson.expected_visits(paced, 60)
+    assert torch.allclose(lesson.expected_visits(same, 60), wanted) and wanted.sum() == pytest.approx(60 * 16)
+    assert torch.equal(same(0, None), same(59, None)) and wanted.max() > 3 * wanted.min()
+
+
 def test_the_paced_arms_open_as_many_and_in_their_order(lesson, world):
     task, hard = lesson.draw(0.4, 2), torch.rand(lesson.N, generator=seeded(1))
     for step in (0, 100, 150, 299):
-        opened = {arm: lesson.plan(arm, task, 300, 3, hard)(step, None) > 0 for arm in lesson.ARMS[:4]}
+        opened = {arm: lesson.plan(arm, task, 300, 3, hard)(step, None) > 0 for arm in PACED}
         count = round(lesson.N * (0.2 + 0.8 * min(1, step / 240)))
         assert opened["iid"].all()
-        assert {int(opened[arm].sum()) for arm in lesson.ARMS[1:4]} == {count}
+        assert {int(opened[arm].sum()) for arm in PACED[1:]} == {count}
         if count < lesson.N:
             assert hard[opened["easy first"]].max() < hard[~opened["easy first"]].min()
             assert hard[opened["hard first"]].min() > hard[~opened["hard first"]].max()
@@ -290,7 +317,7 @@ def test_the_paced_arms_open_as_many_and_in_their_order(lesson, world):
     assert [int((part(step, None) > 0).sum()) for step in (0, 299)] == [360, 360]
     by_loss = lesson.plan("easy first", task, 300, 3)(0, None) > 0
     assert not task.wrong[by_loss].any()  # the reference loss, of vectors that tell the label
-    with pytest.raises(ValueError, match="^an arm is one of iid, random paced, .*, got 'best first'$"):
+    with pytest.raises(ValueError, match="^an arm is one of iid, passes, .*, got 'best first'$"):
         lesson.plan("best first", task, 300)
 
 
@@ -461,6 +488,8 @@ def test_the_studies_tune_on_validation_and_read_the_test_sentences(lesson, worl
     monkeypatch.setattr(studies_12, "_lesson12", lambda *names: lesson)
     studies_12._hard.cache_clear()
     monkeypatch.setattr(lesson, "accuracy", lambda model, part, opened: (parts.append((part, opened)), 0.75)[1])
+    hits = torch.arange(1500) < 225  # the first tenth, and half of the second
+    monkeypatch.setattr(lesson, "right", lambda model, part, opened: (parts.append((part, opened)), hits)[1])
     monkeypatch.setattr(lesson, "losses", lambda model, index, labels, opened: torch.linspace(0, 1, len(index)))
 
     def run_arm(arm, task, steps, lr, seed, opened, **options):
@@ -477,6 +506,7 @@ def test_the_studies_tune_on_validation_and_read_the_test_sentences(lesson, worl
     row = getattr(studies_12, run)(cell | {"phase": "report", "seed": 7})
     opened = "top" if run == "top_run" else "head"
     assert parts == [(lesson.DATA.test, opened)] and "score" not in row and row["precision"] == 0.5
+    assert row["accuracy"] == 0.15 and row["tenths"] == [1.0, 0.5] + 8 * [0.0]
     assert row["memorised"] == pytest.approx(0.6931, abs=0.01)
     arm, steps, lr, seed, where, options = calls[0]
     assert (arm, steps, seed, where) == ("easy first", 300, 7, opened)
@@ -507,12 +537,14 @@ def test_the_study_of_measures_correlates_each_pair_once(lesson, world, monkeypa
     monkeypatch.setitem(
         lesson.measured.__globals__, "steps_until_learned", lambda task, seed: torch.rand(600, generator=seeded(seed))
     )
+    monkeypatch.setattr(lesson, "states", lesson.fit.__globals__["states"])
     assert studies_12.measures_run({"phase": "tune"}) == {"score": 0.0}
     row = studies_12.measures_run({"phase": "report", "noise": 0.4, "seed": 1})
     pairs = {f"{a} {b}" for a, b in itertools.combinations(lesson.MEASURES, 2)}
-    assert pairs | {f"{m} itself" for m in ("spread", "loss", "steps")} | {
-        f"{m} wrong" for m in lesson.MEASURES
+    assert pairs | {f"{m} itself" for m in ("spread", "loss", "steps")} | {f"{m} wrong" for m in lesson.MEASURES} | {
+        "reference accuracy"
     } == set(row)
+    assert row["reference accuracy"] > 0.9  # the world's vectors tell the label, even where 40 % are wrong
     assert row["loss wrong"] == 1.0 and abs(row["steps itself"]) < 0.2
 
 
@@ -546,6 +578,23 @@ def test_the_sign_flip_p_is_near_the_t_test_s(lesson):
 )
 def test_holm_s_p_values_are_statsmodels(lesson, p, adjusted):
     assert lesson.holm(torch.tensor(p, dtype=torch.float64)).tolist() == pytest.approx(adjusted)
+
+
+def test_a_verdict_needs_seeds_and_texts_and_holm(lesson, capsys):
+    """Gains of 0.02 that each seed shows but one tenth of the texts makes; that all tenths show; and none."""
+    noise = 0.001 * torch.randn(3, 10, 10, generator=seeded(0))
+    one, all_ = torch.zeros(10, 10), torch.full((10, 10), 0.02)
+    one[:, 0] = 0.2
+    iid = torch.full((10, 10), 0.7)
+    lesson.judge(
+        [(name, iid + gain + extra, iid) for name, gain, extra in zip("abc", (one, all_, 0 * one), noise, strict=True)]
+    )
+    lesson.judge([("d", iid, iid + all_ + noise[0])], ("above", "below"))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[-1] for line in lines] == [
+        "cannot be told apart", "helps", "cannot be told apart", "below",
+    ]  # fmt: skip
+    assert "+0.020 ± 0.000 seeds ± 0.045 texts  Holm p 0.006" in lines[0]  # 3 * 2 / 2 ** 10; 0.02 * t of 9 degrees
 
 
 def test_the_panel_reports_steps_and_whom_it_left_out(lesson, world):

@@ -2,7 +2,7 @@
 
 
 def _refuse(step, steps, start, end, power):
-    if not (0 <= step <= steps and 0 < start <= 1 and 0 < end <= 1 and power >= 0):
+    if not (steps > 0 and 0 <= step <= steps and 0 < start <= 1 and 0 < end <= 1 and power >= 0):
         raise ValueError("out of range")
 
 
@@ -58,7 +58,7 @@ def right_by_what_is_closed(step, steps, start=0.2, end=0.8, power=1.0):
     for value, low in ((start, 0), (end, 0)):
         if value <= low or value > 1:
             raise ValueError(f"{value} is not a share")
-    if step not in range(steps + 1) or power < 0:
+    if steps <= 0 or step not in range(steps + 1) or power < 0:
         raise ValueError(f"step {step} of {steps} or power {power} cannot be")
     if step >= end * steps:
         return 1.0
