@@ -1,4 +1,4 @@
-"""The studies of lesson 03: learning tweets after films, by measure and strength; five tasks in a row."""
+"""The studies of lesson 03: learning tweets after films, by measure and strength; five tasks; pictures."""
 
 import copy
 from functools import cache
@@ -9,6 +9,7 @@ from .studies import Study
 
 MEASURES03 = ("run_arm", "accuracy", "retrieval", "old_model", "astray", "interpolate")
 ROW03 = ("in_a_row", "backward_transfer", "ORDER")
+PICTURES03 = ("run_pictures", "seen", "old_pictures")
 SHARES = (0.25, 0.5, 0.75)
 AVERAGES = (0.125, 0.25, 0.5, 0.75)
 STRENGTHS = {"L2": (1000, 3000, 1e4), "EWC": (1e8, 1e9, 1e10)}
@@ -88,6 +89,19 @@ def strength_run(cell):
     return {name: round(value, 4) for name, value in row.items()}
 
 
+def pictures_run(cell):
+    """Pictures: one measure, tuned by mean validation accuracy of both tasks (`nothing` by the new task's alone)."""
+    lesson, arm = _lesson03(*PICTURES03), cell["arm"]
+    model = lesson.run_pictures(arm, cell["lr"], cell["seed"], cell.get("strength", 0))
+    part = "val" if cell["phase"] == "tune" else "test"
+    row = {"old": lesson.seen(model, "first", part), "new": lesson.seen(model, "second", part)}
+    if cell["phase"] == "tune":
+        row["score"] = row["new"] if arm == "nothing" else (row["old"] + row["new"]) / 2
+    elif arm == "nothing":
+        row["before old"] = lesson.seen(lesson.old_pictures(cell["seed"]), "first")
+    return {name: round(value, 4) for name, value in row.items()}
+
+
 def _grid(rates, strengths=()):
     return [{"lr": lr, "strength": s} for lr in rates for s in strengths] or [{"lr": lr} for lr in rates]
 
@@ -147,6 +161,21 @@ def row_arms(full):
     return dict.fromkeys(("nothing", "replay 10 %", "averaging"), _grid((1e-4, 3e-4) if full else (3e-4,)))
 
 
+def pictures_arms(full):
+    """The measures that carry over to pictures, and a control: nothing but the norms' running statistics moves."""
+    some = _grid((3e-5, 1e-4, 3e-4, 1e-3) if full else (1e-4, 3e-4))
+    return {
+        "nothing": _grid((1e-4, 3e-4, 1e-3)),
+        "lower rate": _grid((1e-5, 3e-5, 1e-4) if full else (3e-5, 1e-4)),
+        "L2": _grid((3e-4,), (300, 3000, 30000)),
+        "replay 10 %": some,
+        "averaging": _grid((3e-4,), (0.25, 0.5)),
+        "head alone": _grid((0.0,)),
+        "joint": some,
+        "statistics alone": _grid((0.0,)),
+    }
+
+
 STUDIES = {
     "forgetting": Study(
         "03",
@@ -179,5 +208,13 @@ STUDIES = {
         row_run,
         "five tasks in a row: accuracy of each when new and at the end, and backward transfer",
         ROW03,
+    ),
+    "forgetting-pictures": Study(
+        "03",
+        pictures_arms,
+        lambda full: [{}],
+        pictures_run,
+        "accuracy on CIFAR-10's first and last five classes after a network learned them in turn, by measure",
+        PICTURES03,
     ),
 }

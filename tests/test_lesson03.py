@@ -18,7 +18,7 @@ TAUGHT = (
     "DATA load Shared fresh STEPS SIZE draw replayed pick mixed rows_in loss_sum learn old_model vectors accuracy "
     "wiki_pairs retrieval astray fisher squares batch_square ewc_penalty encoder_weights importance hold pull "
     "interpolate freeze wrap both run_arm joint ORDER in_a_row backward_transfer trace cosine per_row "
-    "versus pick_setting"
+    "part_of pixels pictures seen seeing still old_pictures run_pictures CIFAR versus pick_setting"
 )
 
 
@@ -439,6 +439,102 @@ def test_backward_transfer_by_hand(lesson):
     assert lesson.backward_transfer(found) == pytest.approx((-0.4 - 0.2 + 0.0 + 0.1) / 4)
 
 
+# --- pictures
+
+
+class Body(nn.Module):
+    """A small picture network with a norm and a last layer called as EfficientNet's is."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.classifier = nn.Conv2d(3, 6, 3, stride=8), nn.BatchNorm2d(6), nn.Linear(6, 10)
+
+    def forward(self, x):
+        return self.classifier(self.norm(self.conv(x)).relu().mean((2, 3)))
+
+
+@pytest.fixture
+def eyes(lesson, monkeypatch):
+    """The small network in place of EfficientNet-Lite0."""
+    monkeypatch.setattr(zoo, "efficientnet_lite0", Body)
+    lesson.old_pictures.cache_clear()
+    yield
+    lesson.old_pictures.cache_clear()
+
+
+def test_picture_splits_are_apart_and_of_their_classes(lesson):
+    for task, classes in (("first", range(5)), ("second", range(5, 10))):
+        parts = [lesson.part_of(task, part).tolist() for part in ("test", "val", "pool")]
+        assert [len(part) for part in parts] == [300, 200, 4500] and len({*itertools.chain(*parts)}) == 5000
+        assert {*lesson.CIFAR[1][parts[0]].tolist()} == {*classes}
+    x = lesson.pixels(torch.tensor([3, 4]))
+    assert x.shape == (2, 3, 64, 64) and -1 <= x.min() < x.max() <= 1
+
+
+def test_picture_batches_hold_the_share_and_training_pictures_alone(lesson, monkeypatch):
+    monkeypatch.setitem(own(lesson), "pixels", lambda index: index)
+    batches = lesson.pictures(0.25, 1, 6)
+    index = {task: torch.cat([batch[task][0] for batch in batches]) for task in ("first", "second")}
+    assert all(sum(len(y) for _, y in batch.values()) == lesson.SIZE for batch in batches)
+    assert {task: len(own_index) for task, own_index in index.items()} == {"first": 24, "second": 72}
+    for task, found in index.items():
+        assert {*found.tolist()} <= {*lesson.part_of(task, "pool").tolist()} and len(set(found.tolist())) == len(found)
+        labels = torch.cat([batch[task][1] for batch in batches])
+        assert torch.equal(labels, lesson.CIFAR[1][found] - 5 * (task == "second"))
+    assert set(lesson.pictures(0.0, 0, 2)[0]) == {"second"} and set(lesson.pictures(1.0, 0, 2)[0]) == {"first"}
+
+
+def test_what_is_seen_is_counted_over_its_part(lesson, eyes):
+    model = lesson.seeing()
+    nn.init.zeros_(model.heads["first"].weight)
+    model.heads["first"].bias.data = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0])  # says automobile, always
+    for part in ("test", "val"):
+        labels = lesson.CIFAR[1][lesson.part_of("first", part)]
+        assert lesson.seen(model, "first", part) == (labels == 1).double().mean().item()
+
+
+def test_picture_arms_move_what_they_say(lesson, eyes):
+    old = lesson.old_pictures(0)
+    before = copy.deepcopy(old)
+    run = {arm: lesson.run_pictures(arm, 1e-2, 0, s) for arm, s in
+           (("nothing", 0), ("L2", 1e12), ("averaging", 0.0), ("replay 10 %", 0), ("head alone", 0),
+            ("statistics alone", 0), ("joint", 0))}  # fmt: skip
+    assert same(old, before), "an arm trained the old model itself"
+    weights = {name for name, _ in old.encoder.named_parameters()}
+    moved = {}
+    for arm, model in run.items():
+        assert list(model.heads) == ["first", "second"]
+        assert arm == "joint" or same(model.heads["first"], old.heads["first"]), arm
+        there = old.encoder.state_dict()
+        moved[arm] = {name for name, value in model.encoder.state_dict().items() if not torch.equal(value, there[name])}
+    assert moved["nothing"] == moved["replay 10 %"] == weights and moved["joint"] >= weights
+    assert not moved["averaging"] and not moved["head alone"]
+    assert moved["statistics alone"] == {"norm.running_mean", "norm.running_var", "norm.num_batches_tracked"}
+    far = [(a - b).abs().max() for a, b in zip(run["L2"].encoder.parameters(), old.encoder.parameters(), strict=True)]
+    assert max(far) < 1e-6
+    assert not same(run["replay 10 %"].encoder, run["nothing"].encoder)
+
+
+def test_l2_on_pictures_is_the_pull(lesson, eyes, monkeypatch):
+    """Averaging with the start after a step is w* + (w - w*) / (1 + rate strength), at the step's own rate."""
+    asked = []
+    monkeypatch.setitem(
+        own(lesson), "learn", lambda model, batches, heads, lr, seed, **options: asked.append((model, options["after"]))
+    )
+    old = lesson.seeing()
+    monkeypatch.setitem(own(lesson), "old_pictures", lambda seed: old)
+    model = lesson.run_pictures("L2", 1e-3, 0, 50.0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p))
+    away = copy.deepcopy(model)
+    asked[0][1](0.02)
+    for name, p in model.encoder.named_parameters():
+        start, far = (dict(m.encoder.named_parameters())[name] for m in (old, away))
+        torch.testing.assert_close(p, start + (far - start) / 2)
+    assert same(model.heads["second"], away.heads["second"])
+
+
 # --- the studies
 
 
@@ -513,6 +609,25 @@ def test_a_strength_s_row_holds_both_parts_and_the_averages(lesson, monkeypatch)
         arms = studies_03.strength_arms(full)
         assert all(len(settings) == 1 for settings in arms.values())
         assert {"nothing", *studies_03.STRENGTHS} <= {settings[0]["way"] for settings in arms.values()}
+
+
+def test_the_pictures_rows(lesson, monkeypatch):
+    asked = []
+    told = SimpleNamespace(
+        run_pictures=lambda *args: asked.append(args) or "end",
+        old_pictures=lambda seed: "start",
+        seen=lambda model, task, part="test": (
+            {"end": 0.4, "start": 0.7}[model] + {"first": 0.0, "second": 0.2}[task] + {"val": 0.01, "test": 0.0}[part]
+        ),
+    )
+    monkeypatch.setattr(studies_03, "_lesson03", lambda *names: told)
+    cell = {"arm": "nothing", "lr": 1e-3, "seed": 1}
+    assert studies_03.pictures_run(cell | {"phase": "tune"})["score"] == pytest.approx(0.61)
+    assert studies_03.pictures_run(cell | {"phase": "tune", "arm": "L2", "strength": 7})["score"] == pytest.approx(0.51)
+    row = studies_03.pictures_run(cell | {"phase": "report"})
+    assert row == pytest.approx({"old": 0.4, "new": 0.6, "before old": 0.7})
+    assert asked == [("nothing", 1e-3, 1, 0), ("L2", 1e-3, 1, 7), ("nothing", 1e-3, 1, 0)]
+    assert studies_03.pictures_arms(False).keys() == studies_03.pictures_arms(True).keys()
 
 
 def test_a_verdict_needs_the_whole_interval(lesson):
