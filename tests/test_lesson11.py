@@ -213,6 +213,7 @@ def test_annealing_goes_from_sizes_to_nearly_equal(lesson):
     assert first["b"] / first["a"] == pytest.approx(10)
     assert middle["b"] / middle["a"] == pytest.approx(10**0.6) and last["b"] / last["a"] == pytest.approx(10**0.2)
     assert lesson.probabilities("proportional", sizes)["a"] == pytest.approx(1 / 11)
+    assert lesson.probabilities("square-root", {"a": 4, "b": 36})["b"] == pytest.approx(0.75)
     with pytest.raises(ValueError, match="^sampling is one of equal, .*annealed, got 'random'$"):
         lesson.probabilities("random", sizes)
 
