@@ -15,9 +15,9 @@ from nbtools import notebooks, studies_12, tasks, zoo
 
 TAUGHT = (
     "ARMS BATCH DATA FULL Head HEAD_RATE LOOKS MEASURES N SHORT TOKENS WARM accuracy again build draw easy_first "
-    "excluded expected_visits experiment fit flip flip_p fold_loss hardest_wrong holm inputs judge learned losses "
-    "measured mixture open_first optimizer_of pacing plan ranks right run_arm self_paced self_paced_weights "
-    "spearman split spread states steps_until_learned visits"
+    "excluded expected_visits experiment fit flip flip_p fold_loss hardest_wrong holm inputs judge learned "
+    "logistic losses measured mixture open_first optimizer_of pacing plan ranks right run_arm self_paced "
+    "self_paced_weights spearman split spread states steps_until_learned visits"
 )
 
 
