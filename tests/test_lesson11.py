@@ -400,6 +400,17 @@ def test_surgery_leaves_tasks_that_agree_alone_and_ends_conflicts_of_two(lesson)
         assert (pair @ found >= -1e-5).all()
 
 
+def test_surgery_meets_the_others_in_random_order(lesson, monkeypatch):
+    model, losses = toy()
+    seen, weighting = [], lesson.PCGrad(FEW, seed=0)
+    given = lesson.PCGrad.backward.__globals__
+    monkeypatch.setitem(given, "pcgrad", lambda grads, order: seen.append(order) or sum(grads))
+    for _ in range(12):
+        weighting.backward(losses(), model)
+    assert all(sorted([*row, i]) == [0, 1, 2] for order in seen for i, row in enumerate(order))
+    assert {tuple(order[0]) for order in seen} == {(1, 2), (2, 1)}
+
+
 def test_surgery_is_on_shared_parameters_and_heads_keep_their_own(lesson):
     model, losses = toy()
     grads = torch.stack([*shared_grads(model, losses()).values()])
