@@ -597,6 +597,18 @@ def test_a_verdict_needs_seeds_and_texts_and_holm(lesson, capsys):
     assert "+0.020 ± 0.000 seeds ± 0.045 texts  Holm p 0.006" in lines[0]  # 3 * 2 / 2 ** 10; 0.02 * t of 9 degrees
 
 
+def test_a_verdict_that_holm_does_not_keep(lesson, capsys):
+    """Eight seeds of ten gain 0.02, two lose 0.01: p is 12 * 2 / 2 ** 10, and four times that among five."""
+    iid, gains = torch.full((10, 10), 0.7), torch.tensor([0.02] * 8 + [-0.01] * 2)[:, None]
+    even = torch.tensor([0.01, -0.01] * 5)[:, None]
+    lesson.judge([("a", iid + gains, iid), ("b", iid + 0.02, iid), *((name, iid + even, iid) for name in "cde")])
+    lines = capsys.readouterr().out.splitlines()
+    assert "+0.014 ± 0.009 seeds ± 0.000 texts  Holm p 0.094  cannot be told apart" in lines[0]
+    assert lines[1].endswith("helps")
+    lesson.judge([("a", iid + gains, iid)])
+    assert capsys.readouterr().out.endswith("Holm p 0.023  helps\n")
+
+
 def test_the_panel_reports_steps_and_whom_it_left_out(lesson, world):
     ticks = []
     names = list(inspect.signature(lesson.experiment).parameters)
