@@ -499,6 +499,14 @@ def test_each_method_trains_the_shared_layers_and_every_head(lesson, tiny, metho
     assert len(history) == 3
 
 
+def test_training_has_dropout_whatever_was_looked_at(lesson, tiny, monkeypatch):
+    given, seen = lesson.fit.__globals__, []
+    real = given["losses_of"]
+    monkeypatch.setitem(given, "losses_of", lambda model, *rest: (seen.append(model.training), real(model, *rest))[1])
+    lesson.fit("fixed", 1e-3, names=FEW, steps=2, look=lambda step, model: model.eval(), **QUIET)
+    assert seen == [True, True]
+
+
 def test_sampled_training_skips_absent_tasks(lesson, tiny):
     _, _, history = lesson.fit("fixed", 1e-3, steps=2, sampling="proportional", **QUIET)
     for row in history:
