@@ -507,6 +507,23 @@ def test_training_has_dropout_whatever_was_looked_at(lesson, tiny, monkeypatch):
     assert seen == [True, True]
 
 
+def test_each_step_begins_without_gradients_and_moves_the_schedule(lesson, tiny, monkeypatch):
+    given, seen, schedules = lesson.fit.__globals__, [], []
+
+    class Watched(lesson.Fixed):
+        def backward(self, losses, model):
+            seen.append(all(p.grad is None or not p.grad.any() for p in model.parameters()))
+            super().backward(losses, model)
+
+    real = given["get_linear_schedule_with_warmup"]
+    monkeypatch.setitem(
+        given, "get_linear_schedule_with_warmup", lambda *args: schedules.append(real(*args)) or schedules[0]
+    )
+    monkeypatch.setitem(given["METHODS"], "fixed", Watched)
+    lesson.fit("fixed", 1e-3, names=FEW, steps=3, **QUIET)
+    assert seen == [True, True, True] and schedules[0].last_epoch == 3
+
+
 def test_sampled_training_skips_absent_tasks(lesson, tiny):
     _, _, history = lesson.fit("fixed", 1e-3, steps=2, sampling="proportional", **QUIET)
     for row in history:
