@@ -102,7 +102,7 @@ def pairs_run(cell):
 def methods_arms(full):
     """Four rates for every arm; more settings for tuned fixed weights, of which equal ones are one, and for GradNorm.
 
-    Without `full` these take the middle rates only.
+    Without `full` tuned weights take the two middle rates; GradNorm takes all but the lowest.
     """
     rates = RATES if full else RATES[1:3]
     arms = {arm: list(RATES) for arm in ("equal", "uncertainty")}

@@ -231,19 +231,22 @@ def test_mixing_is_a_softmax_of_logarithms(lesson):
 # --- weights
 
 
-def toy(names=FEW, seed=0):
-    """A model of one shared layer, its losses as functions of it, and no texts."""
+def toy(names=FEW, seed=0, depth=1):
+    """A model of `depth` shared layers, its losses as functions of it, and no texts."""
     g = torch.Generator().manual_seed(seed)
-    layer = nn.Module()
-    layer.output = nn.Module()
-    layer.output.dense = nn.Linear(4, 4)
+    layers = [nn.Module() for _ in range(depth)]
+    for layer in layers:
+        layer.output = nn.Module()
+        layer.output.dense = nn.Linear(4, 4)
     model = nn.Module()
-    model.layers, model.heads = nn.ModuleList([layer]), nn.ModuleDict({name: nn.Linear(4, 1) for name in names})
+    model.layers, model.heads = nn.ModuleList(layers), nn.ModuleDict({name: nn.Linear(4, 1) for name in names})
     x = {name: torch.randn(8, 4, generator=g) for name in names}
     y = {name: torch.randn(8, 1, generator=g) for name in names}
 
     def losses(factor=None):
-        hidden = {name: torch.tanh(layer.output.dense(x[name])) for name in names}
+        hidden = dict(x)
+        for layer in layers:
+            hidden = {name: torch.tanh(layer.output.dense(hidden[name])) for name in names}
         return {
             name: F.mse_loss(model.heads[name](hidden[name]), y[name]) * (factor or {}).get(name, 1.0) for name in names
         }
@@ -318,7 +321,7 @@ def test_uncertainty_may_start_at_its_optimum(lesson):
 
 
 def test_gradnorm_steps_by_the_norms_at_the_last_shared_layer(lesson):
-    model, losses = toy()
+    model, losses = toy(depth=2)
     weighting = lesson.GradNorm(FEW, alpha=1.5, rate=0.1, wait=2)
     last = model.layers[-1].output.dense.weight
     seen, now, weights = [], 0.0, dict.fromkeys(FEW, 1.0)
