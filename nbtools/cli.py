@@ -137,14 +137,15 @@ def plan(args):
         from nbtools import tracing
 
         traced = tracing.trace(args.model, **options)
+        counted = planner.plan(args.model, **options | {"device": "cpu", "card": None})
     if args.json:
         print(json.dumps(found.json() | ({"traced": traced} if traced else {}), indent=1))
         return 0
     print(found)
     if traced:
-        print("\nphase         formulas      traced")
+        print("\nwithout a GPU's allocator and kernels:\nphase         formulas      traced")
         for phase, held in traced.items():
-            print(f"{phase:10} {meters.size(found.total(phase)):>11} {meters.size(sum(held.values())):>11}")
+            print(f"{phase:10} {meters.size(counted.total(phase)):>11} {meters.size(sum(held.values())):>11}")
     return 0
 
 
@@ -200,6 +201,9 @@ def _plan_arguments(parser):
     parser.add_argument("model", help=f"{', '.join(planner.MODELS)}, or a folder with a config.json")
     for name, choices in planner.CHOICES.items():
         parser.add_argument(f"--{name}", help=", ".join(choices), default=planner.DEFAULTS[name])
+    for name in planner.SWITCHES:
+        flag, what = f"--{name.replace('_', '-')}", argparse.BooleanOptionalAction
+        parser.add_argument(flag, action=what, default=planner.DEFAULTS[name], help=planner.SWITCHES[name])
     for name in ("rank", "batch", "seq", "accumulation"):
         parser.add_argument(f"--{name}", type=int, default=planner.DEFAULTS[name])
     parser.add_argument("--targets", help="all-linear, attention, mlp, qv, or names of layers", default="all-linear")

@@ -5,10 +5,14 @@ Design choices
   alive depends on them. `nbtools.tracing` runs the originals; tests compare the two.
 - Assumed throughout: rows of full length (so no padding mask), no dropout, no key-value cache while training,
   LoRA without dropout or bias, attention kernels that keep their inputs, their output and one number a row and head.
+- On a GPU: CUDA's allocator, a cuBLAS workspace for each of the two threads that multiply, and softmax's kernel, which
+  reads 16-bit floats without a 32-bit copy and makes grad x output in backward. The rest is as on a CPU.
+- transformers computes the loss inside forward, so there the last hidden state is alive until the loss is.
 - A reference policy (DPO, PPO) is the model without its adapter, or a frozen copy where there is no adapter. PPO's
   value is a linear layer on the policy's last hidden state; its reward model is not counted.
 """
 
+from .allocator import CachingAllocator
 from .ledger import Leaf, Ledger, Storage, Tensor
 
 CHUNK = 256  # tokens of logits at a time in the chunked loss, as in trl
@@ -30,10 +34,10 @@ def sides(c):
     return dict(zip(LINEAR[kind], shapes, strict=False))
 
 
-def nf4_statistics(n):
-    """Bytes beside n NF4 numbers with double quantisation: scales of 64, their own scales, two tables, an offset."""
+def nf4_statistics(n, double=True):
+    """Bytes beside n NF4 numbers: scales of 64 and a table; doubly quantised, also the scales' scales, table, offset."""
     blocks = -(-n // 64)
-    return blocks, 4 * -(-blocks // 256), 4 * 16, 4 * 256, 4
+    return (blocks, 4 * -(-blocks // 256), 4 * 16, 4 * 256, 4) if double else (4 * blocks, 4 * 16)
 
 
 class Linear:
@@ -45,7 +49,7 @@ class Linear:
         self.four = s.method == "qlora" and name in LINEAR[s.kind]
         self.weight = net.weight(d_in * d_out // 2, 1) if self.four else net.weight(d_in * d_out)
         self.weight.count = d_in * d_out
-        for size in nf4_statistics(d_in * d_out) if self.four else ():
+        for size in nf4_statistics(d_in * d_out, s.double_quant) if self.four else ():
             net.weight(size, 1).count = 0
         self.bias = net.weight(d_out) if bias else None
         self.lora = None
@@ -72,8 +76,7 @@ class Linear:
 
     def _four(self, x):
         ledger, size = self.ledger, x.size
-        if ledger.mixed:
-            x = ledger.cast(x, 2)
+        x = ledger.cast(x, 4 if self.net.s.precision == "fp32" else 2)
         whole = ledger.new(self.d_in * self.d_out, x.size)  # de-quantised, again in backward
         out = ledger.op(ledger.new(x.n // self.d_in * self.d_out, x.size), x, work=whole.n * whole.size)
         if self.bias:
@@ -85,13 +88,10 @@ class Linear:
 class Net:
     """What decoders and encoders share: weights, attention, checkpointing of blocks."""
 
-    def __init__(self, s):
-        self.s, self.size, self.ledger, self.plain = (
-            s,
-            2 if s.precision == "bf16" else 4,
-            Ledger(s.precision == "mixed"),
-            False,
-        )
+    def __init__(self, s, cuda=False):
+        self.s, self.plain, self.cuda = s, False, cuda
+        self.size = 2 if s.precision in ("bf16", "fp16") and not s.upcast else 4
+        self.ledger = Ledger(s.precision == "mixed", CachingAllocator() if cuda else None)
         c = self.c = s.config
         self.d, self.f, self.heads = c["hidden_size"], c["intermediate_size"], c["num_attention_heads"]
         self.kv, self.hd, self.tokens = c["num_key_value_heads"], c["head_dim"], s.rows * s.seq
@@ -142,12 +142,19 @@ class Net:
             weights = ledger.unary(weights)
         if mask is not None:
             weights = ledger.op(ledger.new(n, max(weights.size, mask.size)), (weights, weights.size >= mask.size))
-        size = weights.size if self.s.kind == "bert" else 4
-        weights = ledger.unary(ledger.cast(weights, size), "out")
-        if self.s.kind != "bert":
-            weights = ledger.cast(weights, self.stream_size)
+        weights = self.softmax(weights)
         output = ledger.matmul(weights, self.rows_apart(value_states, value), query.n)
         return ledger.unary(output), weights
+
+    def softmax(self, weights):
+        """Of attention weights, in 32 bits but for BERT, which leaves that to autocast on a GPU."""
+        ledger, bert = self.ledger, self.s.kind == "bert"
+        size = weights.size if bert and not (self.cuda and ledger.mixed) else 4
+        given = weights if self.cuda and self.s.precision == "fp16" else ledger.cast(weights, size)
+        out = ledger.new(weights.n, size)
+        out = ledger.op(out, given, keep=[out], work=out.n * size * self.cuda)
+        del given
+        return out if bert else ledger.cast(out, self.stream_size)
 
     def rows_apart(self, x, whole=None):
         """Heads of several rows are copied to lie one after the other; a repeated key does so already."""
@@ -173,8 +180,8 @@ class Net:
 class Decoder(Net):
     """Llama, Mistral, Qwen2 and Gemma2, each as ForCausalLM and as ForSequenceClassification (task reward)."""
 
-    def __init__(self, s):
-        super().__init__(s)
+    def __init__(self, s, cuda=False):
+        super().__init__(s, cuda)
         c, norms = self.c, 4 if s.kind == "gemma2" else 2
         self.vocabulary, self.gemma = c["vocab_size"], s.kind == "gemma2"
         self.embedding = self.weight(self.vocabulary * self.d)
@@ -286,8 +293,8 @@ class Decoder(Net):
 class Encoder(Net):
     """BertForSequenceClassification and ViTForImageClassification."""
 
-    def __init__(self, s):
-        super().__init__(s)
+    def __init__(self, s, cuda=False):
+        super().__init__(s, cuda)
         c, d, self.bert = self.c, self.d, s.kind == "bert"
         if self.bert:
             self.tables = [
@@ -381,7 +388,9 @@ class Encoder(Net):
 
 def cross_entropy(net, forward):
     ledger, s = net.ledger, net.s
-    logits = net.logits(net.hidden())
+    hidden = net.hidden()
+    logits = net.logits(hidden)
+    net.held = logits if s.held else None
     forward()
     floats = ledger.cast(logits, 4) if s.head == "lm" or ledger.mixed else logits
     floats.storage.move("logits")
@@ -461,10 +470,13 @@ def states(s, parameter):
     return own + ([] if small else [4 * -(-n // 256)] * 2), 0
 
 
-def phases(s):
-    """({phase: {part: bytes}}, facts) of a planner.Setup; facts: bytes kept for backward, parameters, and so on."""
-    net = (Decoder if s.kind in DECODERS else Encoder)(s)
-    ledger = net.ledger
+def phases(s, workspace=0):
+    """({phase: {part: bytes}}, facts) of a planner.Setup's second step; facts: bytes kept for backward and so on.
+
+    workspace: bytes that cuBLAS keeps for a thread on this card, 0 for a CPU. Fact "reserved", bytes, is a GPU's alone.
+    """
+    net = (Decoder if s.kind in DECODERS else Encoder)(s, workspace > 0)
+    ledger, threads = net.ledger, []
     loss_of = {"dpo": preference, "ppo": ppo, "reward": score}.get(
         s.task, chunked if s.loss == "chunked" else cross_entropy
     )
@@ -473,30 +485,33 @@ def phases(s):
         copy = [Storage(ledger, p.home.bytes, "weights") for p in ledger.parameters]
     own = [p for p in ledger.parameters if p.trained]
     found = {"load": ledger.peak()}
-    batch = ledger.new(net.inputs(), 1)
-    kept_states = [Storage(ledger, n, "optimizer") for p in own for n in states(s, p)[0]]
-    if s.optimizer in ("adamw-8bit", "adamw-paged") and any(p.n >= 4096 for p in own):
-        kept_states += [Storage(ledger, 1024, "optimizer") for _ in range(2)]
-    for _ in range(min(s.accumulation, 2)):
-        ledger.peak()
-        if s.task in ("dpo", "ppo"):
-            with ledger.no_grad():
-                net.plain = True
-                logprob(net, net.logits(net.hidden()))
-                net.plain = False
-        loss = loss_of(net, lambda: found.update(forward=ledger.peak()))
-        found["loss"] = ledger.peak()
-        ledger.leave_autocast()
-        kept = ledger.kept()
-        ledger.backward(loss)
-        del loss
-        net.cos = net.sin = net.mask = None
-        found["backward"] = ledger.peak()
-    work = [Storage(ledger, n) for p in own if (n := states(s, p)[1])]
-    found["step"] = ledger.peak()
-    del work
-    for p in own:
-        p.gradient = None
+    batch, kept_states = ledger.new(net.inputs(), 1), []
+    for _ in range(2):
+        for _ in range(min(s.accumulation, 2)):
+            net.held = None
+            ledger.peak()
+            _thread(ledger, threads, workspace, 1)
+            if s.task in ("dpo", "ppo"):
+                with ledger.no_grad():
+                    net.plain = True
+                    logprob(net, net.logits(net.hidden()))
+                    net.plain = False
+            loss = loss_of(net, lambda: found.update(forward=ledger.peak()))
+            found["loss"] = ledger.peak()
+            ledger.leave_autocast()
+            kept = ledger.kept()
+            _thread(ledger, threads, workspace, 2)
+            ledger.backward(loss)
+            del loss
+            net.cos = net.sin = net.mask = None
+            found["backward"] = ledger.peak()
+        kept_states = kept_states or _states(ledger, s, own)
+        work = [Storage(ledger, n) for p in own if (n := states(s, p)[1])]
+        found["step"] = ledger.peak()
+        del work
+        net.held = None
+        for p in own:
+            p.gradient = None
     ledger.peak()
     if s.task == "ppo":
         found["generation"] = generation(net)
@@ -509,8 +524,24 @@ def phases(s):
         "gradients": sum(p.n * p.size for p in own),
         "optimizer": sum(state.bytes for state in kept_states),
     }
-    del copy, batch
+    if workspace:
+        facts["reserved"] = ledger.allocator.reserved
+    del copy, batch, threads
     return found, facts
+
+
+def _thread(ledger, threads, workspace, wanted):
+    """Forward's thread and backward's: each gets a cuBLAS workspace at its first product, and keeps it."""
+    if workspace and len(threads) < wanted:
+        threads.append(Storage(ledger, workspace))
+
+
+def _states(ledger, s, own):
+    """The optimizer's states, made in its first step."""
+    found = [Storage(ledger, n, "optimizer") for p in own for n in states(s, p)[0]]
+    if s.optimizer in ("adamw-8bit", "adamw-paged") and any(p.n >= 4096 for p in own):
+        found += [Storage(ledger, 1024, "optimizer") for _ in range(2)]
+    return found
 
 
 def generation(net):

@@ -6,10 +6,13 @@ Design choices
 - An operation says what autograd keeps of it. What it keeps depends on what is trained: a linear layer keeps its input
   only for its own weight's gradient, LoRA's A does for A's. That is where methods differ.
 - Backward runs the operations in reverse; `work` is what an operation needs beside its gradients while it makes them.
-- Bytes kept for backward are exact. What is alive is rounded up to 512 bytes a storage, as an allocator does.
+- Bytes kept for backward are exact. What is alive counts as the allocator's block: rounded up to 512 bytes a storage,
+  and with CUDA's allocator all of a block that was not worth splitting.
 """
 
 from contextlib import contextmanager
+
+from .allocator import Rounding
 
 PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "logits", "workspace")
 
@@ -17,20 +20,22 @@ PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "logits
 class Storage:
     """Bytes that are alive as long as something refers to them; `part` says what for."""
 
-    __slots__ = ("bytes", "ledger", "part", "room")
+    __slots__ = ("block", "bytes", "ledger", "part")
 
     def __init__(self, ledger, size, part="workspace"):
-        self.ledger, self.bytes, self.part, self.room = ledger, size, part, -(-size // 512) * 512
-        ledger.count(part, self.room)
+        self.ledger, self.bytes, self.part = ledger, size, part
+        self.block = ledger.allocator.take(size)
+        ledger.count(part, self.block.size)
 
     def move(self, part):
-        self.ledger.count(self.part, -self.room)
+        self.ledger.count(self.part, -self.block.size)
         self.part = part
-        self.ledger.count(part, self.room)
+        self.ledger.count(part, self.block.size)
         self.ledger.renew()
 
     def __del__(self):
-        self.ledger.count(self.part, -self.room)
+        self.ledger.count(self.part, -self.block.size)
+        self.ledger.allocator.give(self.block)
 
 
 class Tensor:
@@ -91,11 +96,12 @@ class Join(Node):
 class Ledger:
     """Counts what is alive by part; `peak()` is the highest moment since the last call.
 
-    mixed: matrix products run on 16-bit copies of what is 32-bit, as under autocast.
+    mixed: matrix products run on 16-bit copies of what is 32-bit, as under autocast. allocator: what gives blocks.
     """
 
-    def __init__(self, mixed=False):
+    def __init__(self, mixed=False, allocator=None):
         self.mixed, self.now, self.top, self.total, self.high = mixed, dict.fromkeys(PARTS, 0), {}, 0, -1
+        self.allocator = allocator or Rounding()
         self.nodes, self.casts, self.parameters, self.keeping, self.grad = [], [], [], True, True
 
     def count(self, part, room):

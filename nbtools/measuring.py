@@ -67,19 +67,19 @@ def real(s):
     """The model of a planner.Setup on torch's default device, random numbers in it."""
     device = torch.get_default_device()
 
-    def four_bit(layer, compute_dtype):
+    def four_bit(layer, compute_dtype, double):
         with torch.device(device):
             made = bnb.nn.Linear4bit(
                 1,
                 1,
                 bias=layer.bias is not None,
                 compute_dtype=compute_dtype,
-                compress_statistics=True,
+                compress_statistics=double,
                 quant_type="nf4",
             )
             made.in_features, made.out_features = layer.in_features, layer.out_features
             whole = torch.randn(layer.weight.shape, dtype=compute_dtype) * 0.02
-            kept = {"requires_grad": False, "compress_statistics": True, "quant_type": "nf4"}
+            kept = {"requires_grad": False, "compress_statistics": double, "quant_type": "nf4"}
             made.weight = bnb.nn.Params4bit(whole, **kept).to(device)
             if layer.bias is not None:
                 made.bias = torch.nn.Parameter(

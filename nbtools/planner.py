@@ -4,9 +4,10 @@ Design choices
 - The peak is the maximum over phases (load, forward, loss, backward, step, generation), not a sum over everything.
 - Bytes of tensors come from `formulas`, checked against `tracing` (the real modules under fake tensors) and, where a
   CPU can tell, against real small models. No torch is imported here.
-- What a GPU adds is not checked: the allocator's slack, the CUDA context, kernels' own scratch. These figures are
-  assumptions, named below, and every answer says so.
-- A verdict leaves a margin on either side and says "too close to call" inside it.
+- What PyTorch reserves on a GPU comes from replaying the step's requests in a copy of its allocator's rules.
+- Of GPUs, published measurements of a T4 have been compared (study planner-t4) and nothing else; every answer says so.
+- A verdict is "does not fit" where the tensors alone do not, "fits" where what is reserved does with a margin to spare.
+  Between the two the allocator has to give segments back, and may fail: "too close to call".
 """
 
 import inspect
@@ -20,31 +21,33 @@ from .errors import NbtoolsError
 from .meters import size
 
 MIB = 2**20
-# Memory that the driver reports, in MiB (nvidia-smi on such cards).
+# Total capacity in GiB as CUDA's own out-of-memory messages give it, the smallest that was found for each card; less
+# than nvidia-smi shows. Of the T4, with error correction on.
 CARDS = {
-    "t4": 15360,
-    "3090": 24576,
-    "4090": 24564,
-    "a100-40": 40960,
-    "a100-80": 81920,
-    "h100": 81559,
-    "h200": 143771,
+    "t4": 14.56,
+    "3090": 23.55,
+    "4090": 23.52,
+    "a100-40": 39.25,
+    "a100-80": 79.14,
+    "h100": 79.1,
+    "h200": 139.72,
 }
-CONTEXT = {"t4": 141 * MIB}  # one measurement of another project; all other cards:
-CONTEXT_ELSE, SLACK, MARGIN = 500 * MIB, 1.05, 1.1  # assumed: context, reserved / allocated, width of "too close"
-UNVALIDATED = (
-    "Not validated on a GPU: the allocator's slack (5 %), the context (500 MiB; T4 141) and kernels' scratch are "
-    "assumed, so reserved, process and the verdict are estimates."
+CONTEXT, CONTEXT_ELSE = {"t4": 141 * MIB}, 500 * MIB  # measured on a T4 (datasets/t4-measurements.toml), else assumed
+CHECKED = (
+    "On GPUs compared with published measurements of a T4 alone."
 )
+MARGIN = 1.1  # what is reserved was up to 9 % more than replayed
+WORKSPACE, LARGER = 8320 * 2**10, {"h100": 32 * MIB, "h200": 32 * MIB}  # cuBLAS, bytes a thread, by torch's defaults
 
 MODELS = tuple(json.loads((assets.CARDS / "shapes.json").read_text(encoding="utf-8")))
 METHODS = ("full", "lora", "qlora", "head")
 TASKS = ("sft", "reward", "dpo", "ppo", "classify")
-PRECISIONS = ("fp32", "mixed", "bf16")
+PRECISIONS = ("fp32", "mixed", "bf16", "fp16")
 ATTENTION = ("eager", "sdpa", "flash")
 CHECKPOINTING = ("off", "selective", "block")
 LOSSES = ("stock", "chunked")
 OPTIMIZERS = ("adamw", "adamw-fused", "adamw-8bit", "adamw-paged", "lion", "sgd")
+DEVICES = ("cuda", "cpu")
 CHOICES = {
     "method": METHODS,
     "task": TASKS,
@@ -53,6 +56,12 @@ CHOICES = {
     "checkpointing": CHECKPOINTING,
     "loss": LOSSES,
     "optimizer": OPTIMIZERS,
+    "device": DEVICES,
+}
+SWITCHES = {
+    "double_quant": "NF4's scales quantised too (qlora)",
+    "upcast": "norms, embeddings and head in 32 bits, as peft's prepare_model_for_kbit_training leaves them (qlora)",
+    "held": "the training loop keeps the model's output, with the logits, until its step is over",
 }
 TARGETS = {"attention": slice(0, 4), "qv": slice(0, 3, 2), "mlp": slice(4, 7), "all-linear": slice(None)}
 PHASES = ("load", "forward", "loss", "backward", "step", "generation")
@@ -82,6 +91,10 @@ class Setup:
     checkpointing: str
     loss: str
     optimizer: str
+    double_quant: bool
+    upcast: bool
+    held: bool
+    device: str
     labels: int = 2
 
     @property
@@ -166,6 +179,9 @@ def setup(model, **given):
     for name in ("rank", "batch", "seq", "accumulation"):
         if isinstance(given[name], bool) or not isinstance(given[name], int) or given[name] < 1:
             raise NbtoolsError(f"{name} must be a whole number of at least 1, got {given[name]!r}.")
+    for name in SWITCHES:
+        if not isinstance(given[name], bool):
+            raise NbtoolsError(f"{name} must be True or False, got {given[name]!r}.")
     name, config = configuration(model)
     config = normalised(name, config)
     encoder = config["model_type"] in formulas.ENCODERS
@@ -175,6 +191,7 @@ def setup(model, **given):
         context = config["max_position_embeddings"]
         raise NbtoolsError(f"seq must be at most {context}, the context of {name}, got {seq}: shorten the rows.")
     _fit_together(name, config, encoder, method, task, loss)
+    _switched(given)
     chosen = _targets(config, targets) if method in ("lora", "qlora") else ()
     for layer in chosen:
         side = min(formulas.sides(config)[layer])
@@ -203,6 +220,18 @@ def _fit_together(name, config, encoder, method, task, loss):
         )
     if loss == "chunked" and task != "sft":
         raise NbtoolsError(f"The chunked loss is for task 'sft', not for {task!r}: take loss 'stock'.")
+
+
+def _switched(given):
+    if given["upcast"] and (given["method"] != "qlora" or given["precision"] not in ("bf16", "fp16")):
+        raise NbtoolsError(
+            f"upcast is for method 'qlora' in 'bf16' or 'fp16', not for {given['method']!r} in "
+            f"{given['precision']!r}: leave it out."
+        )
+    if given["held"] and (given["task"] != "sft" or given["loss"] != "stock"):
+        raise NbtoolsError(
+            f"held is for task 'sft' with loss 'stock', not for {given['task']!r} with {given['loss']!r}: leave it out."
+        )
 
 
 def _targets(config, targets):
@@ -255,19 +284,21 @@ class Plan:
 
     @property
     def reserved(self):
-        return round(SLACK * self.allocated)
+        return self.facts.get("reserved", self.allocated)
 
     @property
     def process(self):
         return self.reserved + self.phases[self.peak]["context"]
 
     def verdict(self, card=None):
-        """ "fits", "does not fit" or "too close to call". Raises NbtoolsError for an unknown card."""
-        room = memory(card or self.card)
-        process = self.reserved + CONTEXT.get(card or self.card, CONTEXT_ELSE)
-        if process * MARGIN <= room:
+        """ "fits", "does not fit" or "too close to call". Raises NbtoolsError for an unknown card and for a CPU."""
+        card = card or self.card
+        room = memory(card) - CONTEXT.get(card, CONTEXT_ELSE)
+        if self.setup.device == "cpu":
+            raise NbtoolsError(f"Device 'cpu' has no card, got {card!r}: leave one of them out.")
+        if self.reserved * MARGIN <= room:
             return "fits"
-        return "does not fit" if process > room * MARGIN else "too close to call"
+        return "does not fit" if self.allocated > room else "too close to call"
 
     def advice(self, card=None):
         """The cheapest changes in order, each on top of those before it, until it fits; [] where it does."""
@@ -300,24 +331,26 @@ class Plan:
             *(f"{p:10} {size(self.total(p)):>10}{'  <- the peak' * (p == self.peak)}" for p in self.phases),
             "",
             "at the peak: " + ", ".join(f"{part} {size(n)}" for part, n in top.items() if n and part != "context"),
-            f"allocated {size(self.allocated)}, reserved about {size(self.reserved)}, "
-            f"process about {size(self.process)}",
+            f"allocated {size(self.allocated)}"
+            + (f", reserved {size(self.reserved)}, process {size(self.process)}" if s.device == "cuda" else ""),
         ]
-        shown = [self.card] if self.card else CARDS
+        shown = () if s.device == "cpu" else [self.card] if self.card else CARDS
         lines += [f"{card} ({size(memory(card))}): {self.verdict(card)}" for card in shown]
-        if self.card == "t4" and s.precision != "fp32":
-            lines.append("a T4 has no bf16 units: take fp16 there, which needs as many bytes")
+        if self.card == "t4" and s.precision in ("bf16", "mixed"):
+            lines.append("a T4 has no bf16 units: plan precision fp16")
+        if self.reserved > 1.1 * self.allocated:
+            lines.append("a tenth or more of it is holes: PYTORCH_ALLOC_CONF=expandable_segments:True mends most")
         if self.card and (changes := self.advice()):
             lines += [
                 "",
                 "cheapest changes, one on top of the other:",
                 *(f"{i}. {c}" for i, c in enumerate(changes, 1)),
             ]
-        return "\n".join([*lines, "", UNVALIDATED])
+        return "\n".join([*lines, "", CHECKED])
 
     def json(self):
         """Everything as one dict, ready for json.dumps."""
-        cards = [self.card] if self.card else list(CARDS)
+        cards = [] if self.setup.device == "cpu" else [self.card] if self.card else list(CARDS)
         question = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.setup).items()}
         return {
             "setup": question,
@@ -330,7 +363,7 @@ class Plan:
             "verdicts": {card: self.verdict(card) for card in cards},
             "advice": [asdict(change) for change in self.advice()] if self.card else [],
             "validated_on_gpu": False,
-            "note": UNVALIDATED,
+            "note": CHECKED,
         }
 
     def figure(self):
@@ -348,7 +381,7 @@ class Plan:
                 ax.bar([*self.phases], heights, bottom=floor, label=part, color=colour, hatch=hatch, edgecolor="white")
             floor = [a + b for a, b in zip(floor, heights, strict=True)]
         if self.card:
-            ax.axhline(memory(self.card) / MIB / 1024, color="black", linestyle="--", marker="", label=self.card)
+            ax.axhline(CARDS[self.card], color="black", linestyle="--", marker="", label=self.card)
         ax.set(ylabel="GiB", title=f"{self.setup.name}, {self.setup.method}: predicted, not validated on a GPU")
         fig.legend(loc="outside right upper")
         return fig
@@ -358,7 +391,7 @@ def memory(card):
     """A card's bytes. Raises NbtoolsError."""
     if card not in CARDS:
         raise NbtoolsError(f"There is no card {card!r}: choose one of {', '.join(CARDS)}.")
-    return CARDS[card] * MIB
+    return round(CARDS[card] * 1024) * MIB
 
 
 def _half(arguments, key, least=1):
@@ -376,6 +409,13 @@ def _to(arguments, key, value, *only):
 
 
 CHANGES = (  # what, price in speed, arguments -> new arguments or None; cheapest first
+    ("the model's output let go before backward", "not slower", lambda a: _to(a, "held", False, True)),
+    (
+        "double quantisation",
+        "hardly slower: scales are de-quantised too",
+        lambda a: _to(a, "double_quant", True, False) if a["method"] == "qlora" else None,
+    ),
+    ("norms, embeddings and head in 16 bits", "not slower", lambda a: _to(a, "upcast", False, True)),
     ("chunked loss", "slower: logits are made twice", lambda a: _to(a, "loss", "chunked")),
     ("sdpa attention", "not slower", lambda a: _to(a, "attention", "sdpa", "eager")),
     ("fused AdamW", "not slower", lambda a: _to(a, "optimizer", "adamw-fused", "adamw")),
@@ -421,21 +461,30 @@ def plan(
     checkpointing="off",
     loss="stock",
     optimizer="adamw",
+    double_quant=True,
+    upcast=False,
+    held=False,
+    device="cuda",
     card=None,
 ):
     """Predict the memory of a training step, as a Plan. Under two seconds; nothing is loaded, torch is not imported.
 
     model: one of MODELS, a folder or file with a config.json, or a hub id whose config.json can be read.
-    precision: fp32; mixed (32-bit weights under bf16 autocast); bf16 (16-bit weights, LoRA's adapters 32-bit as peft
-    makes them). checkpointing: selective is every second block. seq: tokens a row (fixed for ViT).
-    targets: all-linear, attention, mlp, qv, or names joined by commas. Raises NbtoolsError.
+    precision: fp32; mixed (32-bit weights under bf16 autocast); bf16 and fp16 (16-bit weights, LoRA's adapters 32-bit
+    as peft makes them). checkpointing: selective is every second block. seq: tokens a row (fixed for ViT).
+    targets: all-linear, attention, mlp, qv, or names joined by commas. double_quant, upcast: of qlora; the latter is
+    what peft's prepare_model_for_kbit_training does. held: the loop keeps the model's output, logits and all, until the
+    step is over, as `out = model(...); out.loss.backward()` does. device: cpu counts storages alone, as a trace does.
+    Raises NbtoolsError.
     """
     arguments = {key: value for key, value in locals().items() if key != "card"}
     if card is not None:
         memory(card)
     s = setup(**arguments)
-    found, facts = formulas.phases(s)
-    context = {"context": CONTEXT.get(card, CONTEXT_ELSE)}
+    if device == "cpu" and card is not None:
+        raise NbtoolsError(f"Device 'cpu' has no card, got {card!r}: leave one of them out.")
+    found, facts = formulas.phases(s, 0 if device == "cpu" else LARGER.get(card, WORKSPACE))
+    context = {"context": 0 if device == "cpu" else CONTEXT.get(card, CONTEXT_ELSE)}
     return Plan(s, arguments, {phase: found[phase] | context for phase in PHASES if phase in found}, facts, card)
 
 

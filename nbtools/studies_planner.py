@@ -130,13 +130,13 @@ def measured(arm):
     config = dict(planner.configuration(model)[1])
     if not options.pop("whole", False):
         config["num_hidden_layers"] = min(config["num_hidden_layers"], DEPTH)
-    traced, plan = tracing.trace(config, **options), planner.plan(config, **options)
+    traced, plan = tracing.trace(config, **options), planner.plan(config, **options, device="cpu")
     totals = {phase: sum(parts.values()) for phase, parts in traced.items()}
     peak, predicted = max(totals.values()), max(plan.total(phase) for phase in totals)
     errors = {phase: 100 * (plan.total(phase) / total - 1) for phase, total in totals.items()}
     worst = max(errors, key=lambda phase: abs(errors[phase]))
     row = {"layers": config["num_hidden_layers"], "traced": peak / 2**30, "formulas": predicted / 2**30}
-    row |= {"error": 100 * (predicted / peak - 1), "worst": errors[worst]} | peers(planner.plan(model, **options))
+    row |= {"error": 100 * (predicted / peak - 1), "worst": errors[worst]} | peers(planner.plan(model, **options, device="cpu"))
     return {key: None if value is None else round(value, 3) for key, value in row.items()} | {"at": worst}
 
 

@@ -96,14 +96,14 @@ class _Dequantised(torch.autograd.Function):
 class FourBit(bnb.nn.Linear4bit):
     """Stands in for bitsandbytes' NF4 layer: as many bytes, and a whole weight while it is used."""
 
-    def __init__(self, layer, compute_dtype):
+    def __init__(self, layer, compute_dtype, double):
         torch.nn.Module.__init__(self)
         self.in_features, self.out_features, self.bias = layer.in_features, layer.out_features, layer.bias
         self.compute_dtype = compute_dtype
         packed = torch.empty(layer.weight.numel() // 2, 1, dtype=torch.uint8)
         self.weight = torch.nn.Parameter(packed, requires_grad=False)
-        self.weight.compress_statistics, self.weight.quant_type = True, "nf4"
-        for i, size in enumerate(formulas.nf4_statistics(layer.weight.numel())):
+        self.weight.compress_statistics, self.weight.quant_type = double, "nf4"
+        for i, size in enumerate(formulas.nf4_statistics(layer.weight.numel(), double)):
             self.register_buffer(f"statistic{i}", torch.empty(size, dtype=torch.uint8))
 
     def dequantised(self, dtype):
@@ -121,12 +121,13 @@ def build(s):
             setattr(config, name, 0.0)
     if s.head != "lm":
         config.num_labels, config.pad_token_id = s.labels if s.head == "classifier" else 1, 0
-    dtype = torch.bfloat16 if s.precision == "bf16" else torch.float32
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(s.precision, torch.float32)
     with torch.device("meta"):
         auto = HEADS[s.kind if s.head == "classifier" else s.head]
         model = auto.from_config(config, dtype=dtype, attn_implementation=s.attention)
         if s.method == "qlora":
             _quantise(model, s)
+            model = peft.prepare_model_for_kbit_training(model, False) if s.upcast else model
         if s.targets:
             model = _with_lora(model, s)
     if s.method == "head":
@@ -156,10 +157,10 @@ def _with_lora(model, s):
 
 
 def _quantise(model, s):
-    dtype = torch.float32 if s.precision == "fp32" else torch.bfloat16
+    dtype = {"fp32": torch.float32, "fp16": torch.float16}.get(s.precision, torch.bfloat16)
     for name, layer in list(model.named_modules()):
         if isinstance(layer, torch.nn.Linear) and name.rpartition(".")[2] in formulas.LINEAR[s.kind]:
-            model.set_submodule(name, FourBit(layer, dtype))
+            model.set_submodule(name, FourBit(layer, dtype, s.double_quant))
     model.is_loaded_in_4bit = True
     model.requires_grad_(False)
 
@@ -189,13 +190,19 @@ class Step:
 
     def __init__(self, s, net, value=None):
         self.s, self.net, self.value = s, net, value
-        self.base = net.get_base_model() if s.targets else net
+        self.base, self.hidden, self.held = net.get_base_model() if s.targets else net, None, None
+        if s.task in ("sft", "classify") and s.loss == "stock":
+            self.base.base_model.register_forward_hook(self.hold)
         if s.kind == "vit":
             edge = s.config["image_size"]
             self.batch = {"pixel_values": torch.rand(s.rows, s.config["num_channels"], edge, edge)}
         else:
             self.ids = torch.randint(1, s.config["vocab_size"], (s.rows, s.seq))
             self.batch = {"input_ids": self.ids} | ({} if s.kind == "bert" else {"use_cache": False})
+
+    def hold(self, module, given, output):
+        """transformers computes such a loss inside forward, where the last hidden state is still a local."""
+        self.hidden = output.last_hidden_state
 
     def forward(self):
         """What the loss needs: logits, or the last hidden state, or both."""
@@ -285,6 +292,7 @@ def two_steps(s, net, gauge, device="cpu"):
             _pass(s, step, gauge, phases, device)
         optimizer.step()
         phases["step"] = gauge.peak()
+        step.held = None
         gauge.move("optimizer", [t for v in optimizer.state.values() for t in v.values() if torch.is_tensor(t)])
         optimizer.zero_grad()
     del copies
@@ -292,6 +300,7 @@ def two_steps(s, net, gauge, device="cpu"):
 
 
 def _pass(s, step, gauge, phases, device):
+    step.held = None
     gauge.peak()
     with torch.autocast(device, torch.bfloat16) if s.precision == "mixed" else contextlib.nullcontext():
         if s.task in ("dpo", "ppo"):
@@ -300,6 +309,7 @@ def _pass(s, step, gauge, phases, device):
         phases["forward"] = gauge.peak()
         loss = step.loss(found)
         phases["loss"] = gauge.peak()
+        step.hidden, step.held = None, found if s.held else None
         del found
     gauge.move("activations")
     loss.backward()

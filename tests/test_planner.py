@@ -42,6 +42,11 @@ def real(s):
     return net, tracing.Step(s, net)
 
 
+def counted(model, **arguments):
+    """The plan for storages alone, as a CPU and a trace can count them."""
+    return planner.plan(model, device="cpu", **arguments)
+
+
 def cast(s):
     return torch.autocast("cpu", torch.bfloat16) if s.precision == "mixed" else contextlib.nullcontext()
 
@@ -90,7 +95,7 @@ def test_adapters_of_llama_8b_are_counted_as_the_field_counts_them():
 @pytest.mark.parametrize(("precision", "each"), [("fp32", 8), ("bf16", 10), ("mixed", 10)])
 def test_the_loss_holds_the_logits_in_every_form_at_once(precision, each):
     """16-bit logits 2, a 32-bit copy 4, log-softmax 4: bytes a token and word; backward adds a gradient, 4."""
-    found = planner.plan("llama-3.2-1b", precision=precision, seq=1000, batch=2).phases
+    found = counted("llama-3.2-1b", precision=precision, seq=1000, batch=2).phases
     words = 2000 * 128256
     assert abs(found["loss"]["logits"] - each * words) < 1024 and found["backward"]["logits"] >= 12 * words
 
@@ -156,6 +161,12 @@ def test_nf4_is_stored_as_bitsandbytes_stores_it():
     state = layer.to("cpu").weight.quant_state
     stored = [layer.weight, state.absmax, state.state2.absmax, state.code, state.state2.code, state.offset]
     assert held(stored) == 320 * 192 // 2 + sum(formulas.nf4_statistics(320 * 192))
+    layer = bnb.nn.Linear4bit(320, 192, bias=False, compress_statistics=False, quant_type="nf4")
+    layer.load_state_dict({"weight": torch.randn(192, 320)})
+    state = layer.to("cpu").weight.quant_state
+    assert held([layer.weight, state.absmax, state.code]) == 320 * 192 // 2 + sum(
+        formulas.nf4_statistics(320 * 192, False)
+    )
 
 
 # --- exact: what is kept for backward
@@ -218,6 +229,10 @@ TRACED = [
     ("qwen2", {"task": "dpo", "checkpointing": "block", "seq": 64, "batch": 8}),  # the reference makes forward's peak
     ("mistral", {"method": "full", "batch": 1, "seq": 4}),  # backward ends with three gradients of the tied matrix
     ("wide", {"method": "qlora", "batch": 1, "seq": 4}),  # whole weights make backward's peak
+    ("llama", {"precision": "fp16", "attention": "eager", "seq": 64}),
+    ("llama", {"held": True, "seq": 64, "batch": 8, "checkpointing": "block"}),
+    ("qwen2", {"method": "qlora", "precision": "fp16", "double_quant": False, "upcast": True, "seq": 64}),
+    ("llama", {"method": "qlora", "upcast": True, "attention": "eager", "seq": 64, "checkpointing": "block"}),
 ]
 WIDE = LLAMA | {"vocab_size": 20, "intermediate_size": 4096, "tie_word_embeddings": False}
 
@@ -225,7 +240,7 @@ WIDE = LLAMA | {"vocab_size": 20, "intermediate_size": 4096, "tie_word_embedding
 @pytest.mark.parametrize(("family", "options"), TRACED)
 def test_every_phase_is_within_one_per_cent_of_the_traced_model(family, options):
     arguments, config = SMALL | {"batch": 4} | options, (FAMILIES | {"wide": WIDE})[family]
-    plan, traced = planner.plan(config, **arguments), tracing.trace(config, **arguments)
+    plan, traced = counted(config, **arguments), tracing.trace(config, **arguments)
     errors = {phase: plan.total(phase) / sum(parts.values()) - 1 for phase, parts in traced.items()}
     assert set(traced) >= {"load", "forward", "loss", "backward", "step"}
     assert max(map(abs, errors.values())) < 0.01, errors
@@ -255,7 +270,7 @@ REAL = [
 def test_a_real_step_on_the_cpu_takes_what_the_formulas_say(family, options):
     """Real numbers, real NF4 layers, real optimizers. A CPU's blocks are not rounded up as a GPU's are."""
     arguments = SMALL | {"batch": 4} | options
-    plan, found = planner.plan(FAMILIES[family], **arguments), measuring.measure(FAMILIES[family], **arguments)
+    plan, found = counted(FAMILIES[family], **arguments), measuring.measure(FAMILIES[family], **arguments)
     errors = {phase: plan.total(phase) / total - 1 for phase, total in found["phases"].items()}
     assert list(found["phases"]) == ["load", "forward", "loss", "backward", "step"]
     assert max(map(abs, errors.values())) < 0.015, errors
@@ -360,7 +375,7 @@ def test_the_answer_says_that_no_gpu_has_checked_it(capsys):
     command = "plan llama-3-8b --method qlora --rank 16 --batch 1 --seq 2048 --card t4"
     assert cli.main(command.split()) == 0
     text = capsys.readouterr().out
-    assert "Not validated on a GPU" in text and "does not fit" in text and "<- the peak" in text
+    assert planner.CHECKED in text and "does not fit" in text and "<- the peak" in text
     assert cli.main([*command.split(), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["validated_on_gpu"] is False and found["verdicts"] == {"t4": "does not fit"}
