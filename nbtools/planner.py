@@ -33,9 +33,7 @@ CARDS = {
     "h200": 139.72,
 }
 CONTEXT, CONTEXT_ELSE = {"t4": 141 * MIB}, 500 * MIB  # measured on a T4 (datasets/t4-measurements.toml), else assumed
-CHECKED = (
-    "On GPUs compared with published measurements of a T4 alone."
-)
+CHECKED = "On GPUs compared with published measurements of a T4 alone."
 MARGIN = 1.1  # what is reserved was up to 9 % more than replayed
 WORKSPACE, LARGER = 8320 * 2**10, {"h100": 32 * MIB, "h200": 32 * MIB}  # cuBLAS, bytes a thread, by torch's defaults
 

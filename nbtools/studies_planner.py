@@ -136,7 +136,9 @@ def measured(arm):
     errors = {phase: 100 * (plan.total(phase) / total - 1) for phase, total in totals.items()}
     worst = max(errors, key=lambda phase: abs(errors[phase]))
     row = {"layers": config["num_hidden_layers"], "traced": peak / 2**30, "formulas": predicted / 2**30}
-    row |= {"error": 100 * (predicted / peak - 1), "worst": errors[worst]} | peers(planner.plan(model, **options, device="cpu"))
+    row |= {"error": 100 * (predicted / peak - 1), "worst": errors[worst]} | peers(
+        planner.plan(model, **options, device="cpu")
+    )
     return {key: None if value is None else round(value, 3) for key, value in row.items()} | {"at": worst}
 
 

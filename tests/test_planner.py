@@ -187,7 +187,7 @@ def test_bytes_kept_for_backward_are_exact(family, method, precision, checkpoint
             with cast(s):
                 return step.loss(step.forward())
 
-        kept = planner.plan(FAMILIES[family], **arguments).facts["kept for backward"]
+        kept = counted(FAMILIES[family], **arguments).facts["kept for backward"]
         assert kept == meters.saved_bytes(net, step.batch, forward), f"{attention} {batch}"
 
 
