@@ -35,7 +35,7 @@ def sides(c):
 
 
 def nf4_statistics(n, double=True):
-    """Bytes beside n NF4 numbers: scales of 64 and a table; doubly quantised, also the scales' scales, table, offset."""
+    """Bytes beside n NF4 numbers: scales of 64, a table; doubly quantised, also the scales' scales, table, offset."""
     blocks = -(-n // 64)
     return (blocks, 4 * -(-blocks // 256), 4 * 16, 4 * 256, 4) if double else (4 * blocks, 4 * 16)
 

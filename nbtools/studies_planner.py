@@ -6,15 +6,20 @@ Each arm is one configuration of a real shape. Nothing is drawn or tuned, so one
   not cut); worst: the error of the phase (at) where it is largest.
 - Other estimators against the formulas at full depth, in per cent. What they count as overhead is left out.
 
+`nbtools study planner-t4 --seeds 0` holds the plans against what another project measured on a T4 (the asset
+t4-measurements), each configuration once. The allocator's and softmax's rules were found on the rows of its roles
+calibration and repeat; those of role holdout and the verdicts were looked at after that.
+
 `nbtools study planner --seeds 0` asks a GPU the same: whole models, real steps, the figures of the allocator and the
 driver. It has not been run.
 """
 
 import inspect
+import json
 from functools import cache
 from pathlib import Path
 
-from . import notebooks, planner
+from . import assets, notebooks, planner
 from .errors import NbtoolsError
 from .studies import Study
 
@@ -190,11 +195,15 @@ def fitcheck_bytes(plan):
     return sum(parts) * 2**20
 
 
-def against(plan, found):
-    """A row: GiB measured and predicted, the prediction's errors in per cent, cards it wrongly calls large enough."""
-    errors = {phase: 100 * (plan.total(phase) / total - 1) for phase, total in found["phases"].items()}
+def against(plan, found, total=None):
+    """A row: GiB measured and predicted, the prediction's errors in per cent, cards it wrongly calls large enough.
+
+    total(phase) -> predicted bytes, where the measured phases are not the plan's own.
+    """
+    total = total or plan.total
+    errors = {phase: 100 * (total(phase) / held - 1) for phase, held in found["phases"].items()}
     worst = max(errors, key=lambda phase: abs(errors[phase]))
-    row = {"allocated": found["allocated"] / 2**30, "formulas": max(map(plan.total, found["phases"])) / 2**30}
+    row = {"allocated": found["allocated"] / 2**30, "formulas": max(map(total, found["phases"])) / 2**30}
     row |= {"error": 100 * (row["formulas"] / row["allocated"] - 1), "worst": errors[worst]}
     for kind in ("reserved", "process"):
         row |= {kind: found[kind] / 2**30, f"{kind} error": 100 * (getattr(plan, kind) / found[kind] - 1)}
@@ -223,13 +232,99 @@ def run(cell):
     return measured(cell["arm"])
 
 
+@cache
+def published():
+    """{arm: (role, plan's arguments, what was measured)} of the asset t4-measurements, each configuration once."""
+    folder = assets.fetch("t4-measurements", progress=False)
+
+    def read(name):
+        return json.loads((folder / name).read_text(encoding="utf-8"))
+
+    found, configs = {}, {}
+    for entry in read("manifest.json")["rows"]:
+        if entry["role"] in ("calibration", "holdout"):
+            run = read(entry["file"])["runs"][entry["index"]]
+            model, role = run["model_id"], entry["role"]
+            configs[model] = t4_config(model, run["model_config"])
+            found[t4_name(model, entry["identity"], entry["session"])] = role, entry["identity"], run
+    for run in read("verdicts.json")["results"]:
+        name = t4_name(run["identity"]["model_id"], run["identity"], "at the limit")
+        found[name] = "verdict", run["identity"], run | {"model_id": run["identity"]["model_id"]}
+    return {
+        arm: (role, {"model": configs[run["model_id"]], **t4_options(identity)}, run)
+        for arm, (role, identity, run) in found.items()
+    }
+
+
+def t4_name(model, identity, session):
+    kind = "qlora" if identity["quantization"] == "nf4" else "lora"
+    attention = "eager" if identity["kernel"] == "eager" else "sdpa"
+    return f"{model} {kind} {identity['batch_size']}x{identity['seq_len']} {attention}, {session}"
+
+
+def t4_config(model, sizes):
+    """A config.json's fields from a row's own names for them."""
+    kind = next((kind for kind in ("qwen2", "mistral") if kind in model.lower()), "llama")
+    config = {key: sizes[key] for key in ("hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")}
+    config |= {"head_dim": sizes["head_dim"], "tie_word_embeddings": sizes["tie_word_embeddings"]}
+    config |= {"num_hidden_layers": sizes["num_layers"], "num_key_value_heads": sizes["num_kv_heads"]}
+    return config | {"model_type": kind, "max_position_embeddings": 4096, "_name_or_path": model}
+
+
+def t4_options(identity):
+    """plan's arguments for the loop of that project's measure.py: it keeps the output, and peft upcasts NF4's rest."""
+    four = identity["quantization"] == "nf4"
+    return {
+        "method": "qlora" if four else "lora",
+        "rank": identity["lora_rank"],
+        "targets": ",".join(identity["lora_targets"]),
+        "batch": identity["batch_size"],
+        "seq": identity["seq_len"],
+        "precision": identity["precision"],
+        "attention": "eager" if identity["kernel"] == "eager" else "sdpa",
+        "checkpointing": "block" if identity["grad_checkpoint"] else "off",
+        "double_quant": False,
+        "upcast": four,
+        "held": True,
+        "card": "t4",
+    }
+
+
+def on_t4(cell):
+    """A row against a T4: errors in per cent, those of other estimators too, or a verdict; there is nothing to tune."""
+    if cell["phase"] == "tune":
+        return {"score": 0.0}
+    role, arguments, run = published()[cell["arm"]]
+    plan = planner.plan(**arguments)
+    if role == "verdict":
+        process = run["measured_process_mib"] and round(run["measured_process_mib"] / 1024, 3)
+        row = {"role": role, "completed": run["outcome"] == "completed", "process": process}
+        return row | {"replayed": round(plan.process / 2**30, 3), "verdict": plan.verdict()}
+    held = {key.removesuffix("_mib"): n * 2**20 for key, n in run["measured"].items() if key.endswith("_mib")}
+    phases = {"load": held["resident_before_step"]}
+    phases |= {phase: held[f"peak_{phase}"] for phase in ("forward", "backward")} | {"step": held["peak_optimizer"]}
+    found = {"phases": phases, "allocated": held["peak_allocated"]}
+    found |= {"reserved": held["peak_reserved"], "process": held["process"]}
+
+    def total(phase):
+        return max(map(plan.total, ("forward", "loss"))) if phase == "forward" else plan.total(phase)
+
+    said = {key: n * 2**20 for key, n in run["predicted"].items()}
+    peers = {"fitcheck": said["total_mib"] - said["overhead_mib"], "accelerate": accelerate_bytes(plan)}
+    peers |= {"sixteen": 16 * plan.facts["parameters"]}
+    off = {peer: round(100 * (n / found["allocated"] - 1), 3) for peer, n in peers.items()}
+    return {"role": role} | against(plan, found, total) | off | {"verdict": plan.verdict()}
+
+
 class Table(Study):
     """A study that depends on the planner's engines, and on no lesson."""
 
     def code(self):
-        names, own = ("ledger", "formulas", "tracing"), measured
+        names, own = ("allocator", "ledger", "formulas", "tracing"), measured
         if self.run is on_gpu:
             names, own = (*names, "measuring"), against
+        if self.run is on_t4:
+            names, own = names[:3], on_t4
         files = [Path(__file__).with_name(f"{module}.py") for module in names]
         return notebooks.fingerprint(inspect.getsource(own), *(file.read_text("utf-8") for file in files))
 
@@ -241,6 +336,13 @@ STUDIES = {
         lambda full: [{}],
         run,
         "peak of allocated bytes: formulas and other estimators against the traced modules, errors in per cent",
+    ),
+    "planner-t4": Table(
+        "14",
+        lambda full: dict.fromkeys(published(), [{}]),
+        lambda full: [{}],
+        on_t4,
+        "allocated and reserved memory that another project measured on a T4 against the formulas, errors in per cent",
     ),
     "planner": Table(
         "14",
