@@ -126,6 +126,32 @@ class Net:
 
     flash = sdpa
 
+    def math(self, q, k, v, mask=None):
+        """torch's fallback, which keeps the weights in 32 bits; with a mask transformers repeats the heads instead."""
+        if mask is not None:
+            return self.sdpa(q, k, v, mask)
+        ledger, n = self.ledger, self.tokens * self.heads * self.s.seq
+        size = 2 if ledger.mixed else q.size
+        whole = [ledger.cast(ledger.cast(t, size), 4) for t in (q, k, v)]
+        q, causal = ledger.unary(whole[0]), ledger.new(self.s.seq**2, 4)
+        repeated = k, v = self.repeated(whole[1]), self.repeated(whole[2])
+        k = ledger.unary(k)
+        weights = ledger.op(ledger.new(n, 4), q, k, keep=[q] * ledger.needs(k) + [k] * ledger.needs(q))
+        del k
+        weights = ledger.op(ledger.new(n, 4), (weights, True))  # the mask is added
+        out = ledger.new(n, 4)
+        scratch = [ledger.new(n, size) for size in (1, 4)] if self.cuda else []  # which rows are empty, and without
+        out = ledger.op(out, weights, keep=[out], work=4 * n * self.cuda)
+        del scratch
+        weights = out
+        del out
+        copy = ledger.new(n, size) if size == 2 else None  # returned beside the result, and dropped
+        out = ledger.new(q.n, 4)
+        out = ledger.op(out, weights, v, keep=[weights] * ledger.needs(v) + [v] * ledger.needs(weights))
+        out = ledger.cast(out, size)
+        del copy, whole, repeated, causal
+        return out, None
+
     def repeated(self, x):
         repeats = self.heads // self.kv
         return self.ledger.op(self.ledger.new(x.n * repeats, x.size), x) if repeats > 1 else x

@@ -17,12 +17,16 @@ from .errors import NbtoolsError
 
 
 class Allocator:
-    """The CUDA allocator's own peak, where a trace has LiveBytes; it knows no parts."""
+    """The CUDA allocator's own peak, where a trace has LiveBytes; it knows no parts.
+
+    cuBLAS keeps a workspace a thread between runs: they are given back first, so each run makes its own.
+    """
 
     def __enter__(self):
         gc.collect()
+        torch._C._cuda_clearCublasWorkspaces()
         torch.cuda.empty_cache()
-        self.before = torch.cuda.memory_allocated()
+        self.before, self.reserved = torch.cuda.memory_allocated(), 0
         torch.cuda.reset_peak_memory_stats()
         return self
 
@@ -36,20 +40,23 @@ class Allocator:
         """{"all": bytes at the highest moment since the last call, beyond what was there before}."""
         torch.cuda.synchronize()
         top = torch.cuda.max_memory_allocated() - self.before
+        self.reserved = max(self.reserved, torch.cuda.max_memory_reserved())
         torch.cuda.reset_peak_memory_stats()
         return {"all": top}
 
     def outside(self):
-        """Reserved bytes of this process, and what the driver says is used on the device by all."""
+        """Reserved bytes at their highest, and with them what else is used on the device by all (the context)."""
         free, total = torch.cuda.mem_get_info()
-        return {"reserved": torch.cuda.max_memory_reserved(), "process": total - free}
+        context = total - free - torch.cuda.memory_reserved()
+        return {"reserved": self.reserved, "process": self.reserved + context, "context": context, "total": total}
 
 
 def measure(model, **arguments):
     """{"phases": {phase: bytes}, "allocated": peak bytes} for planner.plan's arguments, on the profile's device.
 
-    On a GPU also "reserved" and "process", bytes; the latter is what all processes use there. Phases as in
-    planner.Plan, without generation; "load" is what is there after loading, not what loading took for a moment.
+    On a GPU also "reserved", "process", "context" and "total", bytes; the context is what else all processes use there,
+    after the steps, for kernels are loaded as they are needed. Phases as in planner.Plan, without generation; "load" is
+    what is there after loading, not what loading took for a moment.
     Raises NbtoolsError for attention "flash" on a CPU.
     """
     arguments.pop("card", None)

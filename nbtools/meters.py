@@ -76,17 +76,18 @@ class OutOfMemory(NbtoolsError):
 
 
 ASKED = r"[Tt]ried to allocate ([\d.]+) (bytes|[KMGT]iB)|Unable to allocate ([\d.]+) (bytes|[KMGT]iB)"
+DRIVER = r"CUDA error: out of memory|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED"
 UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 WAYS = "take a smaller batch, shorter rows, a smaller model or checkpointing (`nbtools plan` says what fits)"
 
 
-def room():
-    """Bytes that this process may still take: of the CUDA device where it has a context, else of the machine.
+def room(gpu=True):
+    """Bytes that this process may still take: of the CUDA device where it has a context and gpu, else of the machine.
 
     A limit that the system sets on the process's data (`ulimit -d`) counts too; a container's limit is not seen.
     """
     cuda = _cuda()
-    if cuda:
+    if cuda and gpu:
         free, _ = cuda.mem_get_info(cuda.current_device())
         return free + cuda.memory_reserved(cuda.current_device()) - cuda.memory_allocated(cuda.current_device())
     free = psutil.virtual_memory().available
@@ -104,19 +105,19 @@ def out_of_memory(error, free=None):
     """An OutOfMemory for an error of torch or numpy that says there is no memory left; None for any other error.
 
     free: bytes that were free; without it they are looked up now. Sources of the texts: torch's CUDA and CPU
-    allocators, numpy; an error that names no size is one all the same if it is a MemoryError.
+    allocators, its driver and cuBLAS, numpy; an error that names no size is one all the same if it is a MemoryError.
     """
     if isinstance(error, OutOfMemory):
         return error
     asked = re.search(ASKED, str(error))
-    cuda = type(error).__name__ == "OutOfMemoryError"
+    cuda = type(error).__name__ == "OutOfMemoryError" or bool(re.search(DRIVER, str(error)))
     if not cuda and not isinstance(error, MemoryError) and not (asked and "Allocator" in str(error)):
         return None
     number, unit = (asked[1] or asked[3], asked[2] or asked[4]) if asked else (None, None)
     wanted = f"{size(round(float(number) * UNITS[unit]))} more were" if asked else "more was"
     where = "on the GPU" if cuda else "in the machine's memory"
     return OutOfMemory(
-        f"Out of memory: {wanted} asked for, {size(room() if free is None else free)} free {where}; {WAYS}."
+        f"Out of memory: {wanted} asked for, {size(room(cuda) if free is None else free)} free {where}; {WAYS}."
     )
 
 

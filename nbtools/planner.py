@@ -13,7 +13,7 @@ Design choices
 import inspect
 import json
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from . import assets, formulas
@@ -45,7 +45,7 @@ MODELS = tuple(json.loads((assets.CARDS / "shapes.json").read_text(encoding="utf
 METHODS = ("full", "lora", "qlora", "head")
 TASKS = ("sft", "reward", "dpo", "ppo", "classify")
 PRECISIONS = ("fp32", "mixed", "bf16", "fp16")
-ATTENTION = ("eager", "sdpa", "flash")
+ATTENTION = ("eager", "sdpa", "flash", "math")
 CHECKPOINTING = ("off", "selective", "block")
 LOSSES = ("stock", "chunked")
 OPTIMIZERS = ("adamw", "adamw-fused", "adamw-8bit", "adamw-paged", "lion", "sgd")
@@ -264,7 +264,10 @@ class Change:
 
 @dataclass(frozen=True)
 class Plan:
-    """`phases` {phase: {part: bytes}}, `peak` the highest phase; allocated, reserved, process in bytes."""
+    """`phases` {phase: {part: bytes}}, `peak` the highest phase; allocated, reserved, process in bytes.
+
+    `setup` is what was planned, `arguments` what was asked: attention can differ.
+    """
 
     setup: Setup
     arguments: dict = field(repr=False)
@@ -303,22 +306,28 @@ class Plan:
         return "does not fit" if self.allocated > room else "too close to call"
 
     def advice(self, card=None):
-        """The cheapest changes in order, each on top of those before it, until it fits; [] where it does."""
-        card, now, found = card or self.card, self, []
-        for what, price, turn in CHANGES:
+        """The cheapest changes in order, each on top of those before it, until it fits; [] where it does.
+
+        Without those that the later ones make needless.
+        """
+        card, now, found, plans = card or self.card, self, [], {}
+        for change in CHANGES:
             if now.verdict(card) == "fits":
                 break
-            turned = turn(now.arguments)
-            if not turned or turned == now.arguments:
-                continue
-            try:
-                then = plan(**turned | {"card": card})
-            except NbtoolsError:
-                continue
-            if then.allocated <= 0.99 * now.allocated:
-                what, now = what.format(**turned), then
-                found.append(Change(what, price, turned, now.allocated, now.process, now.verdict(card)))
-        return found
+            then = _turned(now, [change], card, plans)
+            if then and then.allocated <= 0.99 * now.allocated:
+                now, found = then, [*found, change]
+        for change in found[-2::-1]:
+            without = [other for other in found if other is not change]
+            then = _turned(self, without, card, plans)
+            if then and then.verdict(card) == "fits":
+                found = without
+        made = []
+        for i, (what, price, _) in enumerate(found):
+            then = _turned(self, found[: i + 1], card, plans)
+            sizes = then.allocated, then.process, then.verdict(card)
+            made.append(Change(what.format(**then.arguments), price, then.arguments, *sizes))
+        return made
 
     def __str__(self):
         s, top = self.setup, self.phases[self.peak]
@@ -340,6 +349,8 @@ class Plan:
         lines += [f"{card} ({size(memory(card))}): {self.verdict(card)}" for card in shown]
         if self.card == "t4" and s.precision in ("bf16", "mixed"):
             lines.append("a T4 has no bf16 units: plan precision fp16")
+        if s.attention != self.arguments["attention"]:
+            lines.append("sdpa's fast kernels refuse these grouped heads here: torch takes its math kernel")
         if self.reserved > 1.1 * self.allocated:
             lines.append("a tenth or more of it is holes: PYTORCH_ALLOC_CONF=expandable_segments:True mends most")
         if self.card and (changes := self.advice()):
@@ -389,11 +400,41 @@ class Plan:
         return fig
 
 
+def _falls_back(s, card):
+    """Whether sdpa has no kernel on a GPU but the one that keeps all weights: grouped heads in 32 bits, or on a T4.
+
+    Flash attention wants 16 bits and a newer card; torch 2.13's memory-efficient kernel wants a key a query.
+    """
+    wide = s.precision == "fp32" or s.upcast
+    grouped = s.config["num_key_value_heads"] < s.config["num_attention_heads"]
+    return s.device == "cuda" and s.attention == "sdpa" and grouped and (wide or card == "t4")
+
+
 def memory(card):
     """A card's bytes. Raises NbtoolsError."""
     if card not in CARDS:
         raise NbtoolsError(f"There is no card {card!r}: choose one of {', '.join(CARDS)}.")
     return round(CARDS[card] * 1024) * MIB
+
+
+def _turned(before, changes, card, plans):
+    """A Plan with some of CHANGES made, or None where one of them changes nothing or does not go with the rest.
+
+    plans: those made before, kept here.
+    """
+    arguments = before.arguments
+    for _, _, turn in changes:
+        turned = turn(arguments)
+        if not turned or turned == arguments:
+            return None
+        arguments = turned
+    key = str({name: value for name, value in arguments.items() if name != "model"})
+    if key not in plans:
+        try:
+            plans[key] = plan(**arguments | {"card": card})
+        except NbtoolsError:
+            plans[key] = None
+    return plans[key]
 
 
 def _half(arguments, key, least=1):
@@ -475,9 +516,9 @@ def plan(
     precision: fp32; mixed (32-bit weights under bf16 autocast); bf16 and fp16 (16-bit weights, LoRA's adapters 32-bit
     as peft makes them). checkpointing: selective is every second block. seq: tokens a row (fixed for ViT).
     targets: all-linear, attention, mlp, qv, or names joined by commas. double_quant, upcast: of qlora; the latter is
-    what peft's prepare_model_for_kbit_training does. held: the loop keeps the model's output, logits and all, until the
-    step is over, as `out = model(...); out.loss.backward()` does. device: cpu counts storages alone, as a trace does.
-    Raises NbtoolsError.
+    what peft's prepare_model_for_kbit_training does. attention: sdpa is torch's choice, or math, its fallback;
+    flash never is. held: the loop keeps the model's output, logits and all, until its step is over, as in
+    `out = model(...); out.loss.backward()`. device: cpu counts storages alone, as a trace does. Raises NbtoolsError.
     """
     arguments = {key: value for key, value in locals().items() if key != "card"}
     if card is not None:
@@ -485,6 +526,7 @@ def plan(
     s = setup(**arguments)
     if device == "cpu" and card is not None:
         raise NbtoolsError(f"Device 'cpu' has no card, got {card!r}: leave one of them out.")
+    s = replace(s, attention="math") if _falls_back(s, card) else s
     found, facts = formulas.phases(s, 0 if device == "cpu" else LARGER.get(card, WORKSPACE))
     context = {"context": 0 if device == "cpu" else CONTEXT.get(card, CONTEXT_ELSE)}
     return Plan(s, arguments, {phase: found[phase] | context for phase in PHASES if phase in found}, facts, card)

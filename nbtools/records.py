@@ -239,7 +239,7 @@ def fill(text):
     for name in re.findall(r"<!-- report:begin (\S+) -->", text):
         here = re.escape(name)
         block = re.compile(rf"(<!-- report:begin {here} -->\n).*?(<!-- report:end {here} -->)", re.S)
-        if not re.fullmatch(r"lessons|\d\d/[a-z-]+(:[a-z0-9_,]+)?", name) or not block.search(text):
+        if not re.fullmatch(r"lessons|\d\d/[a-z0-9-]+(:[a-z0-9_+,]+)?", name) or not block.search(text):
             names = "`lessons` or of a study, such as `01/transfer` or, with columns, `07/sft:words,stops`"
             raise NbtoolsError(f"README.md's block {name!r} needs a report:end marker and the name {names}.")
         if table := lessons_table() if name == "lessons" else study_table(*name.split(":")):
@@ -332,7 +332,7 @@ def outcomes(study):
 def study_table(study, columns=None):
     """Test accuracy or loss by arm and condition as Markdown, with where it comes from; "" without results.
 
-    columns: names of a row's numbers, joined by commas, to stand side by side instead.
+    columns: names of a row's numbers, joined by commas, a space as +, to stand side by side instead.
     Raises NbtoolsError.
     """
     if not there(study):
@@ -342,7 +342,7 @@ def study_table(study, columns=None):
     seeds = len({row["seed"] for row in rows})
     where = f"{slug(about['machine'])}, {about['date']}, commit {about['commit']}"
     if columns:
-        lines = markdown(side_by_side(rows, columns.split(",")))
+        lines = markdown(side_by_side(rows, columns.replace("+", " ").split(",")))
         shown = f"Mean and 95 % interval of {seeds} seeds" if seeds > 1 else "One run each"
         return f"{lines}\n\n{shown}. Measured on {where}."
     found = outcomes(study)

@@ -19,7 +19,7 @@ import json
 from functools import cache
 from pathlib import Path
 
-from . import assets, notebooks, planner
+from . import assets, meters, notebooks, planner
 from .errors import NbtoolsError
 from .studies import Study
 
@@ -110,6 +110,7 @@ GPU_CASES = [(model, {"batch": b, "seq": n} | way) for model, b, n in SHAPES for
     ("minilm", {"method": "full", "precision": "fp32", "batch": 64, "seq": 128}),
     ("bert-base", {"method": "full", "batch": 32, "seq": 256} | MIXED),
     ("vit-base", {"method": "full", "precision": "fp32", "batch": 64}),
+    ("llama-3.2-1b", {"method": "full", "precision": "fp32"}),  # sdpa's fallback
 ]
 
 
@@ -118,7 +119,8 @@ def name(model, options):
     shown = ("method", "batch", "seq")
     given = {"method": "lora", "batch": 1, "seq": 512} | options
     rest = ["whole" if key == "whole" else str(value) for key, value in given.items() if key not in shown]
-    return " ".join([model, given["method"], f"{given['batch']}x{given['seq']}", *rest])
+    rows = f"{given['batch']} images" if model.startswith("vit") else f"{given['batch']}x{given['seq']}"
+    return " ".join([model, given["method"], rows, *rest])
 
 
 ARMS = {name(*case): case for case in CASES}
@@ -207,12 +209,13 @@ def against(plan, found, total=None):
     row |= {"error": 100 * (row["formulas"] / row["allocated"] - 1), "worst": errors[worst]}
     for kind in ("reserved", "process"):
         row |= {kind: found[kind] / 2**30, f"{kind} error": 100 * (getattr(plan, kind) / found[kind] - 1)}
+    row |= {kind: found[kind] / 2**30 for kind in ("context", "total") if kind in found}
     wrong = [c for c in planner.CARDS if plan.verdict(c) == "fits" and found["process"] > planner.memory(c)]
     return {key: round(value, 3) for key, value in row.items()} | {"at": worst, "false fits": " ".join(wrong)}
 
 
 def on_gpu(cell):
-    """A row of the GPU's table; there is nothing to tune."""
+    """A row of the GPU's table; there is nothing to tune. A row that fails says why, and the next one is measured."""
     if cell["phase"] == "tune":
         return {"score": 0.0}
     from . import measuring, profiles
@@ -220,7 +223,24 @@ def on_gpu(cell):
     if profiles.current().device != "cuda":
         raise NbtoolsError("The study planner measures a GPU, and none is used here: run planner-cpu.")
     model, options = GPU_ARMS[cell["arm"]]
-    return against(planner.plan(model, **options), measuring.measure(model, **options))
+    plan = planner.plan(model, **options, card=own_card())
+    try:
+        return against(plan, measuring.measure(model, **options))
+    except RuntimeError as error:
+        told = meters.out_of_memory(error)
+        if told is None and "CUDA error" in str(error):
+            raise  # the context is broken: no later row could be trusted
+        meters.let_go(error)
+        return {"failed": str(told or error)[:200]}
+
+
+def own_card():
+    """The card of CARDS that this machine has, by torch's name for it, else None."""
+    import torch
+
+    name = torch.cuda.get_device_name().lower()
+    found = [card for card in planner.CARDS if card.split("-")[0] in name.replace("-", " ").split()]
+    return found[-1] if found else None
 
 
 def run(cell):
@@ -230,6 +250,10 @@ def run(cell):
     if cell["arm"] not in ARMS:
         raise NbtoolsError(f"The planner's table has no row {cell['arm']!r}.")
     return measured(cell["arm"])
+
+
+MEASURED = ("allocated", "formulas", "error", "worst", "at", "reserved", "reserved error")  # not of runs at the limit
+MEASURED += ("process error", "fitcheck", "accelerate", "sixteen")
 
 
 @cache
@@ -272,7 +296,10 @@ def t4_config(model, sizes):
 
 
 def t4_options(identity):
-    """plan's arguments for the loop of that project's measure.py: it keeps the output, and peft upcasts NF4's rest."""
+    """plan's arguments for the loop of that project's measure.py: it keeps the output, peft upcasts NF4's rest.
+
+    Its sdpa repeats grouped keys and is held to the memory-efficient kernel, so it does not fall back.
+    """
     four = identity["quantization"] == "nf4"
     return {
         "method": "qlora" if four else "lora",
@@ -281,7 +308,7 @@ def t4_options(identity):
         "batch": identity["batch_size"],
         "seq": identity["seq_len"],
         "precision": identity["precision"],
-        "attention": "eager" if identity["kernel"] == "eager" else "sdpa",
+        "attention": "eager" if identity["kernel"] == "eager" else "flash",
         "checkpointing": "block" if identity["grad_checkpoint"] else "off",
         "double_quant": False,
         "upcast": four,
@@ -299,7 +326,8 @@ def on_t4(cell):
     if role == "verdict":
         process = run["measured_process_mib"] and round(run["measured_process_mib"] / 1024, 3)
         row = {"role": role, "completed": run["outcome"] == "completed", "process": process}
-        return row | {"replayed": round(plan.process / 2**30, 3), "verdict": plan.verdict()}
+        row |= {"replayed": round(plan.process / 2**30, 3), "verdict": plan.verdict()}
+        return dict.fromkeys(MEASURED) | row | {"outcome": "completed" if row["completed"] else "ran out"}
     held = {key.removesuffix("_mib"): n * 2**20 for key, n in run["measured"].items() if key.endswith("_mib")}
     phases = {"load": held["resident_before_step"]}
     phases |= {phase: held[f"peak_{phase}"] for phase in ("forward", "backward")} | {"step": held["peak_optimizer"]}
@@ -313,7 +341,8 @@ def on_t4(cell):
     peers = {"fitcheck": said["total_mib"] - said["overhead_mib"], "accelerate": accelerate_bytes(plan)}
     peers |= {"sixteen": 16 * plan.facts["parameters"]}
     off = {peer: round(100 * (n / found["allocated"] - 1), 3) for peer, n in peers.items()}
-    return {"role": role} | against(plan, found, total) | off | {"verdict": plan.verdict()}
+    row = against(plan, found, total) | off | {"replayed": round(plan.process / 2**30, 3)}
+    return {"role": role} | row | {"verdict": plan.verdict(), "outcome": "completed"}
 
 
 class Table(Study):

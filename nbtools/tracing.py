@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
@@ -124,7 +125,8 @@ def build(s):
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(s.precision, torch.float32)
     with torch.device("meta"):
         auto = HEADS[s.kind if s.head == "classifier" else s.head]
-        model = auto.from_config(config, dtype=dtype, attn_implementation=s.attention)
+        attention = "sdpa" if s.attention == "math" else s.attention
+        model = auto.from_config(config, dtype=dtype, attn_implementation=attention)
         if s.method == "qlora":
             _quantise(model, s)
             model = peft.prepare_model_for_kbit_training(model, False) if s.upcast else model
@@ -269,7 +271,9 @@ def trace(model, **arguments):
     one_text = mock.patch.object(masking_utils, "find_packed_sequence_indices", lambda position_ids: None)
     # peft's 4-bit layers ask for CUDA's autocast, whatever the device: they are to hear of the one that runs here
     asked, here = torch.is_autocast_enabled, mock.patch.object(torch, "is_autocast_enabled", lambda *kind: asked("cpu"))
-    with one_text, here, FakeTensorMode(allow_non_fake_inputs=True), LiveBytes(s.config.get("vocab_size")) as live:
+    fallback = sdpa_kernel(SDPBackend.MATH) if s.attention == "math" else contextlib.nullcontext()
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with one_text, here, fallback, fake, LiveBytes(s.config.get("vocab_size")) as live:
         materialise(net, live)
         return two_steps(s, net, live)
 

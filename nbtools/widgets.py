@@ -219,14 +219,15 @@ def _progress(run, steps):
 
 
 def planned(model, **options):
-    """Bytes of tensors at the peak of a training step, for `panel(fit=...)`; arguments as nbtools.planner.plan's.
+    """Bytes that a training step needs at its peak, for `panel(fit=...)`; arguments as nbtools.planner.plan's.
 
-    0 for a model of a kind that the planner does not know: then nobody is asked.
+    On a GPU what is reserved. 0 for a model of a kind that the planner does not know: then nobody is asked.
     """
+    from . import profiles
     from .planner import UnknownKind, plan
 
     try:
-        return plan(model, **options).allocated
+        return plan(model, device=profiles.current().device, **options).reserved
     except UnknownKind:
         return 0
 

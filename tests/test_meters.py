@@ -290,6 +290,13 @@ CUDA_TEXT = "CUDA out of memory. Tried to allocate 20.50 GiB. GPU 0 has a total 
             "8192 GiB more were asked for, 2 KiB free in the mach",
         ),
         (MemoryError(), "more was asked for"),
+        (
+            RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be"),
+            "more was asked for, 2 KiB free on the GPU",
+        ),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), "free on the GPU"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "free on the GPU"),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), None),
         (RuntimeError("tried to allocate 7 bytes of trouble"), None),
         (ValueError("out of memory"), None),
     ],
@@ -303,6 +310,8 @@ def test_a_gpu_has_room_in_what_the_allocator_keeps(cuda):
     cuda.use(130)
     cuda.use(-100)  # 200 stay reserved
     assert meters.room() == 1000 - 200 - 7 + 200 - 30
+    assert meters.room(gpu=False) > 2**20, "the machine's own"
+    assert " 970 B free on" not in str(meters.out_of_memory(MemoryError())), "numpy's error is not about the GPU"
 
 
 # Parts
