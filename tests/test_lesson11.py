@@ -581,6 +581,15 @@ def test_cosines_by_hand(lesson, tiny, short):
     torch.testing.assert_close(lesson.cosines(model, names), torch.tensor(wanted), atol=0.03, rtol=0)
 
 
+def test_gradients_are_taken_without_dropout(lesson, tiny, short):
+    model = lesson.build(("movie",)).train()
+    dropouts = [module for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+    for module in dropouts:
+        module.p = 0.5
+    first, second = (lesson.gradient(model.train(), "movie", lesson.load()["movie"].val[:6]) for _ in "ab")
+    assert dropouts and torch.equal(first, second)
+
+
 def test_verdicts(lesson):
     assert [lesson.verdict(*x) for x in ((0.02, 0.01), (-0.02, 0.01), (0.01, 0.02), (-0.01, 0.02))] == [
         "above", "below", "cannot be told apart", "cannot be told apart"]  # fmt: skip
