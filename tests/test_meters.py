@@ -314,6 +314,22 @@ def test_a_gpu_has_room_in_what_the_allocator_keeps(cuda):
     assert " 970 B free on" not in str(meters.out_of_memory(MemoryError())), "numpy's error is not about the GPU"
 
 
+def test_gpu_memory_of_known_tensors_is_read_back_exactly(torch):
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    mib, before = 2**20, torch.cuda.memory_allocated()
+    with Meter("outer") as outer:
+        kept = torch.empty(64 * mib, dtype=torch.uint8, device="cuda")
+        with Meter("inner") as inner:
+            more = torch.empty(32 * mib, dtype=torch.uint8, device="cuda")
+            del more
+        last = torch.empty(16 * mib, dtype=torch.uint8, device="cuda")
+        with Meter("later") as later:
+            del kept
+    peaks = [m.peak_allocated - before for m in (outer, inner, later)]
+    assert peaks == [96 * mib, 96 * mib, 80 * mib] and len(last) == 16 * mib
+
+
 # Parts
 
 
