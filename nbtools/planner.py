@@ -24,7 +24,7 @@ MIB = 2**20
 # Total capacity in GiB as CUDA's own out-of-memory messages give it, the smallest that was found for each card; less
 # than nvidia-smi shows. Of the T4, with error correction on.
 CARDS = {
-    "t4": 14.56,
+    "t4": 14.5625,
     "3090": 23.55,
     "4090": 23.52,
     "a100-40": 39.25,
