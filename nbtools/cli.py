@@ -134,18 +134,22 @@ def plan(args):
     options = {key: value for key, value in vars(args).items() if key not in ("function", "model", "json", "trace")}
     found, traced = planner.plan(args.model, **options), None
     if args.trace:
+        planner.traceable(found.setup)
         from nbtools import tracing
 
         traced = tracing.trace(args.model, **options)
         counted = planner.plan(args.model, **options | {"device": "cpu", "card": None})
     if args.json:
-        print(json.dumps(found.json() | ({"traced": traced} if traced else {}), indent=1))
+        more = {"counted": counted.phases, "traced": traced} if traced else {}
+        print(json.dumps(found.json() | more, indent=1))
         return 0
     print(found)
     if traced:
         print("\nwithout a GPU's allocator and kernels:\nphase         formulas      traced")
         for phase, held in traced.items():
-            print(f"{phase:10} {meters.size(counted.total(phase)):>11} {meters.size(sum(held.values())):>11}")
+            bytes_, off = sum(held.values()), counted.total(phase) / sum(held.values()) - 1
+            apart = f"  apart by {off:+.1%}" if abs(off) > 0.02 else ""
+            print(f"{phase:10} {meters.size(counted.total(phase)):>11} {meters.size(bytes_):>11}{apart}")
     return 0
 
 
@@ -204,8 +208,10 @@ def _plan_arguments(parser):
     for name in planner.SWITCHES:
         flag, what = f"--{name.replace('_', '-')}", argparse.BooleanOptionalAction
         parser.add_argument(flag, action=what, default=planner.DEFAULTS[name], help=planner.SWITCHES[name])
-    for name in ("rank", "batch", "seq", "accumulation"):
-        parser.add_argument(f"--{name}", type=int, default=planner.DEFAULTS[name])
+    counts = {"rank": "of LoRA", "batch": "rows, or examples of two rows", "seq": "tokens a row"}
+    for name, what in (counts | {"accumulation": "batches a step"}).items():
+        parser.add_argument(f"--{name}", type=int, default=planner.DEFAULTS[name], help=what)
+    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     parser.add_argument("--targets", help="all-linear, attention, mlp, qv, or names of layers", default="all-linear")
     parser.add_argument("--card", help=", ".join(planner.CARDS))
     parser.add_argument("--json", action="store_true", help="everything as JSON")

@@ -15,7 +15,8 @@ Design choices
 from .allocator import CachingAllocator
 from .ledger import Leaf, Ledger, Storage, Tensor
 
-CHUNK = 256  # tokens of logits at a time in the chunked loss, as in trl
+CHUNK = 256  # tokens of logits at a time in the chunked loss
+MANY = 16  # chunks that are followed one by one
 DECODERS, ENCODERS = ("llama", "mistral", "qwen2", "gemma2"), ("bert", "vit")
 LINEAR = {
     **dict.fromkeys(DECODERS, ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")),
@@ -90,8 +91,8 @@ class Net:
 
     def __init__(self, s, cuda=False):
         self.s, self.plain, self.cuda = s, False, cuda
-        self.size = 2 if s.precision in ("bf16", "fp16") and not s.upcast else 4
-        self.ledger = Ledger(s.precision == "mixed", CachingAllocator() if cuda else None)
+        self.size = 2 if s.precision in ("bf16", "fp16", "amp") and not s.upcast else 4
+        self.ledger = Ledger(s.precision in ("mixed", "amp"), CachingAllocator() if cuda else None)
         c = self.c = s.config
         self.d, self.f, self.heads = c["hidden_size"], c["intermediate_size"], c["num_attention_heads"]
         self.kv, self.hd, self.tokens = c["num_key_value_heads"], c["head_dim"], s.rows * s.seq
@@ -124,7 +125,7 @@ class Net:
         out, rows = ledger.new(q.n, q.size), ledger.new(q.n // self.hd, 4)
         return ledger.op(out, q, k, v, keep=[q, k, v, out, rows, *bias]), None
 
-    flash = sdpa
+    flash = efficient = sdpa
 
     def math(self, q, k, v, mask=None):
         """torch's fallback, which keeps the weights in 32 bits; with a mask transformers repeats the heads instead."""
@@ -197,8 +198,8 @@ class Net:
         return x
 
     def open_input(self, x):
-        """peft's enable_input_require_grads, which checkpointing over frozen blocks needs."""
-        if self.s.checkpointing != "off" and self.s.targets and self.ledger.grad and x.node is None:
+        """The gradient that transformers' checkpointing opens at the input, frozen blocks or not."""
+        if self.s.checkpointing != "off" and self.ledger.grad and x.node is None:
             x.node = Leaf(x)
         return x
 
@@ -229,7 +230,7 @@ class Decoder(Net):
 
     def local(self, i):
         """Whether layer i attends to a window that is shorter than the rows: then a mask is made."""
-        window = self.c.get("sliding_window")
+        window = self.c["sliding_window"]
         return bool(window) and self.s.seq >= window and (not self.gemma or i % 2 == 0)
 
     def rms_norm(self, x, weight):
@@ -310,10 +311,14 @@ class Decoder(Net):
         ledger, d_out = self.ledger, 1 if self.s.head == "score" else self.vocabulary
         logits = ledger.linear(x, self.output, d_out)
         logits.storage.move("logits")
-        if self.c.get("final_logit_softcapping") and self.s.head == "lm":
-            for keep in "", "out", "":
-                logits = ledger.unary(logits, keep, part="logits")
+        for keep in self.caps if self.s.head == "lm" else ():
+            logits = ledger.unary(logits, keep, part="logits")
         return logits
+
+    @property
+    def caps(self):
+        """What soft-capping keeps: of a division, a tanh and a product."""
+        return ("", "out", "") if self.c.get("final_logit_softcapping") else ()
 
 
 class Encoder(Net):
@@ -439,10 +444,47 @@ def chunked(net, forward):
         floats.storage.move("logits")
         return nll(ledger, ledger.unary(floats, "out", part="logits"))
 
-    sizes = [min(CHUNK, net.tokens - at) * net.d for at in range(0, net.tokens, CHUNK)]
+    return in_chunks(net, hidden, part)
+
+
+def trl(net, forward):
+    """trl's chunked_nll: each chunk copies the head to 32 bits, and makes the entropy too."""
+    ledger, s, weight = net.ledger, net.s, net.output
+    hidden = net.hidden()
+    forward()
+    packed = ledger.new(s.rows * (s.seq - 1) * net.d, hidden.size)
+    packed = ledger.op(packed, hidden)
+
+    def part(x):
+        x = ledger.cast(x, 4)
+        if weight.size == 4:
+            logits = ledger.linear(x, weight, net.vocabulary)
+        else:
+            whole = ledger.op(ledger.new(weight.n, 4), weight)
+            logits = ledger.matmul(x, whole, x.n // net.d * net.vocabulary)
+            del whole
+        logits.storage.move("logits")
+        for keep in net.caps:
+            logits = ledger.unary(logits, keep, part="logits")
+        logits = ledger.cast(logits, 4) if net.cuda else logits  # by autocast, and there on a GPU alone
+        logprobs = ledger.unary(logits, "out", part="logits")
+        loss = nll(ledger, ledger.cast(logprobs, 4))
+        entropy = [ledger.new(logprobs.n, logprobs.size, "logits") for _ in range(2)]
+        del entropy
+        return loss
+
+    return in_chunks(net, packed, part)
+
+
+def in_chunks(net, hidden, part):
+    """The sum of part(CHUNK tokens of hidden), each made again in backward."""
+    ledger, tokens = net.ledger, hidden.n // net.d
+    sizes = [min(CHUNK, tokens - at) * net.d for at in range(0, tokens, CHUNK)]
+    sizes, rest = sizes[:MANY], sum(sizes[MANY:])  # of more chunks than MANY only the hidden states' gradients add up
     total = None
-    for piece in ledger.split(hidden, sizes):
-        loss = ledger.checkpoint(part, piece)
+    for piece in ledger.split(hidden, [*sizes, rest] if rest else sizes):
+        same = len(sizes) == MANY and piece.n == rest
+        loss = ledger.op(ledger.new(1, 4), piece) if same else ledger.checkpoint(part, piece)
         total = loss if total is None else ledger.add(total, loss)
     return total
 
@@ -504,7 +546,7 @@ def phases(s, workspace=0):
     net = (Decoder if s.kind in DECODERS else Encoder)(s, workspace > 0)
     ledger, threads = net.ledger, []
     loss_of = {"dpo": preference, "ppo": ppo, "reward": score}.get(
-        s.task, chunked if s.loss == "chunked" else cross_entropy
+        s.task, {"chunked": chunked, "trl": trl}.get(s.loss, cross_entropy)
     )
     copy = None
     if s.task in ("dpo", "ppo") and not s.targets:

@@ -228,7 +228,9 @@ class Ledger:
         nodes, self.nodes, self.keeping = self.nodes, [], False
         out = function(x)
         self.nodes, self.keeping = nodes, True
-        out = Tensor(out.n, out.size, out.storage)
+        wanted, out = out.node, Tensor(out.n, out.size, out.storage)
+        if not wanted:
+            return out
         x.storage.move("activations")
         out.node = Node([(x.node, None, "")] if x.node else [], [x.storage], 0, (function, x))
         self.nodes.append(out.node)

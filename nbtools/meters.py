@@ -130,20 +130,22 @@ def let_go(error):
         _cuda().empty_cache()
 
 
-def parts(model, optimizer=None):
+def parts(model, optimizer=None, gradients=None):
     """{"parameters", "gradients", "optimizer"}: bytes of the storages that a model and its optimizer hold now.
 
     Exact on any device. A storage that several tensors share, such as tied embeddings, counts once; buffers count as
-    parameters. Activations are not in it: see `saved_bytes`.
+    parameters. Activations are not in it: see `saved_bytes`. gradients: their bytes where they are known; without it
+    they are looked up, which only the thread that trains may do, and not while it is in backward.
     """
     tensors = [*model.parameters(), *model.buffers()]
-    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    grads = [p.grad for p in model.parameters() if p.grad is not None] if gradients is None else []
     states = [t for state in list(optimizer.state.values()) for t in list(state.values())] if optimizer else []
     states = [t for t in states if hasattr(t, "untyped_storage")]
-    return {
+    found = {
         part: sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in held}.values())
         for part, held in (("parameters", tensors), ("gradients", grads), ("optimizer", states))
     }
+    return found if gradients is None else found | {"gradients": gradients}
 
 
 class Meter:
@@ -153,7 +155,8 @@ class Meter:
     live=True shows memory while it runs, `period` seconds a refresh (or give an ipywidgets.HTML to draw into). Where
     threads can show nothing (Colab) call `m.update()` now and then from the main thread; a call too early does nothing.
     With a model, and its optimizer, a bar tells parameters, gradients and optimizer (exact) from the rest: on CUDA what
-    else the allocator has handed out, mostly activations; on a CPU what else the process has grown by.
+    else the allocator has handed out, mostly activations; on a CPU what else the process has grown by. Gradients count
+    from when backward has made them until the optimizer's step is over: hooks tell, for another thread must not look.
     Where memory runs out in the block it raises OutOfMemory.
     """
 
@@ -166,14 +169,30 @@ class Meter:
         self.start_process = self.peak_process = _resident()
         self._device = self._thread = self._widget = self._mode = None
         self._stop, self._history, self._drawn = threading.Event(), [], 0.0
+        self._hooks, self._gradients = [], {}
         self._at_start = sum(self._parts().values())
 
-    def _parts(self):
-        return parts(*self._of) if self._of[0] is not None else {}
+    def _parts(self, gradients=None):
+        return parts(*self._of, gradients) if self._of[0] is not None else {}
+
+    def _listen(self):
+        """Note each gradient's bytes as backward makes it, and forget them after the optimizer's step."""
+        model, optimizer = self._of
+        for p in model.parameters() if model is not None else ():
+            if p.grad is not None:
+                self._gradients[id(p)] = p.grad.untyped_storage().nbytes()
+            if getattr(p, "requires_grad", False):
+                self._hooks.append(p.register_post_accumulate_grad_hook(self._made))
+        if optimizer is not None and hasattr(optimizer, "register_step_post_hook"):
+            self._hooks.append(optimizer.register_step_post_hook(lambda *_: self._gradients.clear()))
+
+    def _made(self, p):
+        self._gradients[id(p)] = p.grad.untyped_storage().nbytes()
 
     def __enter__(self):
         self._clear()
         if self._live:
+            self._listen()
             self._open_view()
         cuda = _cuda()
         if cuda:
@@ -200,6 +219,8 @@ class Meter:
             with _LOCK:
                 _OPEN.discard(self)
             self._thread.join()
+            while self._hooks:
+                self._hooks.pop().remove()
             self._sample()
             if self._live:
                 self._draw(final=True)
@@ -255,7 +276,7 @@ class Meter:
                 _fold(cuda)
                 point["allocated"] = cuda.memory_allocated(self._device)
                 point["reserved"] = cuda.memory_reserved(self._device)
-            if known := self._parts():
+            if known := self._parts(None if final else sum(list(self._gradients.values()))):
                 new = point.get("allocated", point["process"] - self.start_process + self._at_start)
                 point["parts"] = known | {"the rest": max(0, new - sum(known.values()))}
         self._history = [*self._history, point][-120:]

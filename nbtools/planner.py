@@ -34,9 +34,9 @@ CARDS = {
 }
 CONTEXT, CONTEXT_ELSE = {"t4": 141 * MIB}, 500 * MIB  # measured on a T4 (datasets/t4-measurements.toml), else assumed
 CHECKED = (
-    "Not validated on a GPU but for 61 published measurements of a T4 (LoRA and QLoRA in fp16, checkpointing block): "
-    "allocated was within 1.2 %, reserved from 13 % less than replayed to 19 % more. Contexts (500 MiB; T4 141), other "
-    "cards, methods and kernels are unchecked."
+    "Not validated on a GPU but for 61 published measurements of a T4 (LoRA and QLoRA in fp16, checkpointing block; 12 "
+    "held out): allocated was within 1.2 %, reserved from 13 % less than replayed to 19 % more. Contexts (500 MiB; T4 "
+    "141), other cards, methods and kernels are unchecked."
 )
 MARGIN = 1.2  # on what is reserved: more than the worst of those measurements
 WORKSPACE, LARGER = 8320 * 2**10, {"h100": 32 * MIB, "h200": 32 * MIB}  # cuBLAS, bytes a thread, by torch's defaults
@@ -44,10 +44,10 @@ WORKSPACE, LARGER = 8320 * 2**10, {"h100": 32 * MIB, "h200": 32 * MIB}  # cuBLAS
 MODELS = tuple(json.loads((assets.CARDS / "shapes.json").read_text(encoding="utf-8")))
 METHODS = ("full", "lora", "qlora", "head")
 TASKS = ("sft", "reward", "dpo", "ppo", "classify")
-PRECISIONS = ("fp32", "mixed", "bf16", "fp16")
-ATTENTION = ("eager", "sdpa", "flash", "math")
+PRECISIONS = ("fp32", "mixed", "amp", "bf16", "fp16")
+ATTENTION = ("eager", "sdpa", "flash", "efficient", "math")
 CHECKPOINTING = ("off", "selective", "block")
-LOSSES = ("stock", "chunked")
+LOSSES = ("stock", "chunked", "trl")
 OPTIMIZERS = ("adamw", "adamw-fused", "adamw-8bit", "adamw-paged", "lion", "sgd")
 DEVICES = ("cuda", "cpu")
 CHOICES = {
@@ -69,6 +69,8 @@ TARGETS = {"attention": slice(0, 4), "qv": slice(0, 3, 2), "mlp": slice(4, 7), "
 PHASES = ("load", "forward", "loss", "backward", "step", "generation")
 PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "logits", "workspace", "context")
 REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+COUNTS = ("num_key_value_heads", "head_dim", "sliding_window", "type_vocab_size", "num_labels")  # if they are there
+BOOLEANS = ("tie_word_embeddings", "attention_bias", "use_sliding_window")
 
 
 class UnknownKind(NbtoolsError):
@@ -118,9 +120,13 @@ def configuration(model):
     """(name, config dict) of a shape, a folder or file with config.json, a hub id, or a dict. Raises NbtoolsError."""
     if isinstance(model, dict):
         return model.get("_name_or_path") or "model", model
-    if model in MODELS:
-        return model, json.loads((assets.CARDS / "shapes.json").read_text(encoding="utf-8"))[model]["config"]
+    if str(model).lower() in MODELS:
+        model = str(model).lower()
+        shape = json.loads((assets.CARDS / "shapes.json").read_text(encoding="utf-8"))[model]["config"]
+        return model, {"model_type": "llama"} | shape
     path = Path(model).expanduser()
+    if path.is_dir() and not (path / "config.json").exists():
+        raise NbtoolsError(f"The folder {path} has no config.json: give one that save_pretrained wrote.")
     path = path / "config.json" if path.is_dir() else path
     try:
         text = path.read_text(encoding="utf-8") if path.exists() else _from_hub(model)
@@ -137,36 +143,72 @@ def configuration(model):
 def _from_hub(model):
     """The text of a hub model's config.json, by the hub's own client: its cache, token and offline switch count."""
     sentence = f"There is no model {model!r}: choose one of {', '.join(MODELS)}, or a folder with a config.json"
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
+    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(model)):
         raise NbtoolsError(f"{sentence}.")
-    from huggingface_hub import hf_hub_download
+    import huggingface_hub as hub
 
     try:
-        return Path(hf_hub_download(model, "config.json")).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        why = f"{type(error).__name__}; a gated model needs `hf auth login`"
-        raise NbtoolsError(f"{sentence}; as a hub name it cannot be read here ({why}).") from None
+        try:
+            found = hub.hf_hub_download(model, "config.json", local_files_only=True)
+        except hub.errors.LocalEntryNotFoundError:
+            hub.get_hf_file_metadata(hub.hf_hub_url(model, "config.json"), timeout=5)  # one try, where download has six
+            found = hub.hf_hub_download(model, "config.json")
+        return Path(found).read_text(encoding="utf-8")
+    except Exception as error:  # of the hub's client and of what it asks through
+        said = "gated: `hf auth login` helps" if "Gated" in type(error).__name__ else f"{type(error).__name__}"
+        raise NbtoolsError(f"{sentence}; as a hub name it cannot be read here ({said}).") from None
 
 
 def normalised(name, config):
     """The configuration with what the formulas need, defaults filled in. Raises NbtoolsError for half a config."""
-    kind = config.get("model_type", "llama")
+    kind = config.get("model_type")
     known = formulas.DECODERS + formulas.ENCODERS
     if kind not in known:
         raise UnknownKind(f"{name} is a {kind!r} model, which is not known here: the planner knows {', '.join(known)}.")
     needed = REQUIRED + (() if kind == "vit" else ("vocab_size", "max_position_embeddings"))
     needed += ("image_size", "patch_size", "num_channels") if kind == "vit" else ()
     needed += ("num_key_value_heads",) if kind in ("mistral", "qwen2", "gemma2") else ()
-    wrong = [key for key in needed if not isinstance(config.get(key), int) or config[key] < 1]
-    if wrong:
-        raise NbtoolsError(f"The configuration of {name} lacks {', '.join(wrong)}: give a whole config.json.")
+    needed += ("head_dim", "sliding_window") if kind == "gemma2" else ()
+    if missing := [key for key in needed if config.get(key) is None]:
+        raise NbtoolsError(f"The configuration of {name} lacks {', '.join(missing)}: give a whole config.json.")
+    for key in (*needed, *COUNTS, *BOOLEANS):
+        value, wanted = config.get(key), bool if key in BOOLEANS else int
+        if value is not None and (type(value) is not wanted or wanted is int and value < 1):
+            what = "true or false" if wanted is bool else "a whole number of at least 1"
+            raise NbtoolsError(f"{key} in the configuration of {name} must be {what}, got {value!r}.")
+    _plain(name, kind, config)
     heads, found = config["num_attention_heads"], dict(config)
     found["model_type"] = kind
-    found["num_key_value_heads"] = config.get("num_key_value_heads") or heads
+    grouped = config.get("num_key_value_heads") if kind in formulas.DECODERS else None
+    found["num_key_value_heads"] = grouped or heads
     found["head_dim"] = config.get("head_dim") or config["hidden_size"] // heads
+    if heads % found["num_key_value_heads"] or (not config.get("head_dim") and config["hidden_size"] % heads):
+        sizes = f"{config['hidden_size']} numbers, {heads} heads, {found['num_key_value_heads']} of keys"
+        raise NbtoolsError(f"The heads of {name} do not divide ({sizes}): give a whole config.json.")
     found.setdefault("tie_word_embeddings", kind == "gemma2")
     found.setdefault("type_vocab_size", 2)
+    found["sliding_window"] = _window(kind, config)
+    if kind == "mistral":
+        found["attention_bias"] = False
     return found
+
+
+def _plain(name, kind, config):
+    """Nothing, or an NbtoolsError for what changes sizes and is not followed by the formulas."""
+    unlike = {
+        "mlp_bias": bool(config.get("mlp_bias")),
+        "qkv_bias": kind == "vit" and config.get("qkv_bias") is False,
+        "quantization_config": config.get("quantization_config") is not None,
+        "use_sliding_window": kind == "qwen2" and config.get("use_sliding_window") is True,
+    }
+    if any(unlike.values()):
+        key = next(key for key, found in unlike.items() if found)
+        raise NbtoolsError(f"{name} sets {key}, which the planner does not know: plan a model without it.")
+
+
+def _window(kind, config):
+    """The sliding window that transformers would use, or None: Qwen2 has it switched off, Llama does not know it."""
+    return config.get("sliding_window") if kind in ("mistral", "gemma2") else None
 
 
 def setup(model, **given):
@@ -207,7 +249,7 @@ def setup(model, **given):
 
 
 def _fit_together(name, config, encoder, method, task, loss):
-    misfits = {"task": task not in ("sft", "classify"), "method": method == "qlora", "loss": loss == "chunked"}
+    misfits = {"task": task not in ("sft", "classify"), "method": method == "qlora", "loss": loss != "stock"}
     if encoder and any(misfits.values()):
         wrong = next(key for key, misfit in misfits.items() if misfit)
         value = {"task": task, "method": method, "loss": loss}[wrong]
@@ -220,8 +262,8 @@ def _fit_together(name, config, encoder, method, task, loss):
         raise NbtoolsError(
             f"The head of {name} is its input embedding too (tied), so method 'head' needs task 'reward'."
         )
-    if loss == "chunked" and task != "sft":
-        raise NbtoolsError(f"The chunked loss is for task 'sft', not for {task!r}: take loss 'stock'.")
+    if loss != "stock" and task != "sft":
+        raise NbtoolsError(f"The loss {loss!r} is for task 'sft', not for {task!r}: take loss 'stock'.")
 
 
 def _switched(given):
@@ -230,16 +272,31 @@ def _switched(given):
             f"upcast is for method 'qlora' in 'bf16' or 'fp16', not for {given['method']!r} in "
             f"{given['precision']!r}: leave it out."
         )
+    if given["attention"] == "flash" and given["precision"] == "fp32":
+        raise NbtoolsError("attention 'flash' wants 16 bits, not precision 'fp32': take 'sdpa'.")
+    if given["method"] in ("full", "head") and given["precision"] == "fp16":
+        raise NbtoolsError(
+            f"method {given['method']!r} in 'fp16' has 16-bit gradients, which a GradScaler refuses: plan 'mixed'."
+        )
     if given["held"] and (given["task"] != "sft" or given["loss"] != "stock"):
         raise NbtoolsError(
             f"held is for task 'sft' with loss 'stock', not for {given['task']!r} with {given['loss']!r}: leave it out."
         )
 
 
+def traceable(s):
+    """Nothing, or an NbtoolsError for a Setup that `tracing` cannot run; known before torch is imported."""
+    if s.attention == "flash":
+        raise NbtoolsError("attention 'flash' has no CPU form to trace: trace 'sdpa', whose formulas are the same.")
+    if s.optimizer not in ("adamw", "adamw-fused", "sgd"):
+        raise NbtoolsError(f"optimizer {s.optimizer!r} cannot run on fake tensors: trace adamw, adamw-fused or sgd.")
+
+
 def _targets(config, targets):
     layers = formulas.LINEAR[config["model_type"]]
     if isinstance(targets, str):
-        targets = layers[TARGETS[targets]] if targets in TARGETS else targets.split(",")
+        names = [target.strip() for target in targets.split(",")]
+        targets = layers[TARGETS[targets]] if targets in TARGETS else names
     if unknown := [target for target in targets if target not in layers]:
         raise NbtoolsError(
             f"There is no target {unknown[0]!r}: choose {', '.join(TARGETS)} or some of {', '.join(layers)}."
@@ -301,6 +358,8 @@ class Plan:
         room = memory(card) - CONTEXT.get(card, CONTEXT_ELSE)
         if self.setup.device == "cpu":
             raise NbtoolsError(f"Device 'cpu' has no card, got {card!r}: leave one of them out.")
+        if card != self.card and (self.setup.attention == "math") != _falls_back(setup(**self.arguments), card):
+            return plan(**self.arguments, card=card).verdict()  # another kernel there
         if self.reserved * MARGIN <= room:
             return "fits"
         return "does not fit" if self.allocated > room else "too close to call"
@@ -311,27 +370,32 @@ class Plan:
         Without those that the later ones make needless.
         """
         card, now, found, plans = card or self.card, self, [], {}
-        for change in CHANGES:
-            if now.verdict(card) == "fits":
-                break
-            then = _turned(now, [change], card, plans)
-            if then and then.allocated <= 0.99 * now.allocated:
+        for change in ORDER:
+            while now.verdict(card) != "fits":
+                then = _turned(now, [change], card, plans)
+                if not then or then.allocated > 0.99 * now.allocated:
+                    break
                 now, found = then, [*found, change]
-        for change in found[-2::-1]:
-            without = [other for other in found if other is not change]
+                if change is not BATCH:
+                    break
+        for i in reversed(range(len(found) - 1)):
+            without = found[:i] + found[i + 1 :]
             then = _turned(self, without, card, plans)
             if then and then.verdict(card) == "fits":
                 found = without
-        made = []
-        for i, (what, price, _) in enumerate(found):
+        made = {}
+        for i, change in enumerate(found):
             then = _turned(self, found[: i + 1], card, plans)
             sizes = then.allocated, then.process, then.verdict(card)
-            made.append(Change(what.format(**then.arguments), price, then.arguments, *sizes))
-        return made
+            made.pop(BATCH[0] if change is BATCH else None, None)  # of halvings the last is told
+            name = change[0] if change is BATCH else i
+            made[name] = Change(change[0].format(**then.arguments), change[1], then.arguments, *sizes)
+        return [*made.values()]
 
     def __str__(self):
         s, top = self.setup, self.phases[self.peak]
-        adapters = f" (rank {s.rank} in {len(s.targets)} kinds of layer)" if s.targets else ""
+        kinds = "1 kind of layer" if len(s.targets) == 1 else f"{len(s.targets)} kinds of layer"
+        adapters = f" (rank {s.rank} in {kinds})" if s.targets else ""
         lines = [
             f"{s.name}, {s.method}{adapters}, {s.task}, {s.rows} x {s.seq} tokens, {s.precision}, "
             f"{s.attention} attention, checkpointing {s.checkpointing}, {s.loss} loss, {s.optimizer}",
@@ -347,19 +411,41 @@ class Plan:
         ]
         shown = () if s.device == "cpu" else [self.card] if self.card else CARDS
         lines += [f"{card} ({size(memory(card))}): {self.verdict(card)}" for card in shown]
-        if self.card == "t4" and s.precision in ("bf16", "mixed"):
-            lines.append("a T4 has no bf16 units: plan precision fp16")
-        if s.attention != self.arguments["attention"]:
-            lines.append("sdpa's fast kernels refuse these grouped heads here: torch takes its math kernel")
-        if self.reserved > 1.1 * self.allocated:
-            lines.append("a tenth or more of it is holes: PYTORCH_ALLOC_CONF=expandable_segments:True mends most")
+        lines += ["(fits: 1.2 times what is reserved has room; does not fit: what is allocated has none)"] * bool(shown)
+        lines += self._notes()
         if self.card and (changes := self.advice()):
             lines += [
                 "",
                 "cheapest changes, one on top of the other:",
                 *(f"{i}. {c}" for i, c in enumerate(changes, 1)),
             ]
+        if self.card and (changes or [self])[-1].verdict != "fits" and self.verdict() != "fits":
+            last = plan(**changes[-1].arguments) if changes else self
+            cards = [card for card in sorted(CARDS, key=CARDS.get) if last.verdict(card) == "fits"]
+            larger = f"the smallest card here that holds it so: {cards[0]}" if cards else "no card here holds it"
+            lines.append(f"none of these makes it fit on a {self.card}; {larger}")
         return "\n".join([*lines, "", CHECKED])
+
+    def _notes(self):
+        """Sentences on what is beside the figures for this very question."""
+        s, found = self.setup, []
+        if self.card == "t4" and s.precision in ("bf16", "mixed", "amp"):
+            halved = s.precision != "mixed" and s.method in ("lora", "qlora")
+            other = "plan precision fp16" if halved else "mixed stands for fp16 autocast, with as many bytes"
+            found.append(f"a T4 has no bf16 units: {other}")
+        if s.attention != self.arguments["attention"]:
+            found.append(
+                "sdpa's fast kernels refuse these grouped heads here, so torch takes its math kernel; "
+                "a batch that needs a padding mask does not meet this"
+            )
+        if s.task == "ppo":
+            found.append("ppo: a reward model, and a value model of its own such as trl trains, are not counted")
+        if s.optimizer in ("adamw-8bit", "adamw-paged") and s.method == "full" and s.kind in formulas.DECODERS:
+            more = 6 * s.config["vocab_size"] * s.config["hidden_size"]
+            found.append(f"transformers' Trainer keeps the embeddings' states in 32 bits: {size(more)} more")
+        if self.reserved > 1.1 * self.allocated:
+            found.append("a tenth or more is holes: PYTORCH_ALLOC_CONF=expandable_segments:True mends most")
+        return found
 
     def json(self):
         """Everything as one dict, ready for json.dumps."""
@@ -367,6 +453,8 @@ class Plan:
         question = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.setup).items()}
         return {
             "setup": question,
+            "arguments": self.arguments,
+            "card": self.card,
             "facts": self.facts,
             "phases": self.phases,
             "peak": self.peak,
@@ -395,7 +483,9 @@ class Plan:
             floor = [a + b for a, b in zip(floor, heights, strict=True)]
         if self.card:
             ax.axhline(CARDS[self.card], color="black", linestyle="--", marker="", label=self.card)
-        ax.set(ylabel="GiB", title=f"{self.setup.name}, {self.setup.method}: predicted, not validated on a GPU")
+        if self.setup.device == "cuda":
+            ax.axhline(self.process / 2**30, color="black", linestyle=":", marker="", label="process")
+        ax.set(ylabel="GiB", title=f"{self.setup.name}, {self.setup.method}: predicted")
         fig.legend(loc="outside right upper")
         return fig
 
@@ -428,12 +518,16 @@ def _turned(before, changes, card, plans):
         if not turned or turned == arguments:
             return None
         arguments = turned
+        if card == "t4" and turned["precision"] == "bf16" != before.arguments["precision"]:  # it has no such units
+            arguments = {**turned, "precision": "fp16"}
     key = str({name: value for name, value in arguments.items() if name != "model"})
     if key not in plans:
         try:
-            plans[key] = plan(**arguments | {"card": card})
+            made = plan(**arguments | {"card": card})
         except NbtoolsError:
-            plans[key] = None
+            made = None
+        slow = made and before.arguments["attention"] != arguments["attention"] and made.setup.attention == "math"
+        plans[key] = None if slow else made
     return plans[key]
 
 
@@ -444,14 +538,16 @@ def _half(arguments, key, least=1):
 def _smaller_batch(arguments):
     if arguments["batch"] == 1:
         return None
-    return {**arguments, "batch": 1, "accumulation": arguments["accumulation"] * arguments["batch"]}
+    return {**arguments, "batch": arguments["batch"] // 2, "accumulation": arguments["accumulation"] * 2}
 
 
 def _to(arguments, key, value, *only):
     return {**arguments, key: value} if not only or arguments[key] in only else None
 
 
-CHANGES = (  # what, price in speed, arguments -> new arguments or None; cheapest first
+# What, price in speed, arguments -> new arguments or None.
+BATCH = ("batch {batch} with {accumulation} accumulated", "slower where a row does not fill the card", _smaller_batch)
+CHANGES = (  # cheapest first
     ("the model's output let go before backward", "not slower", lambda a: _to(a, "held", False, True)),
     (
         "double quantisation",
@@ -459,15 +555,10 @@ CHANGES = (  # what, price in speed, arguments -> new arguments or None; cheapes
         lambda a: _to(a, "double_quant", True, False) if a["method"] == "qlora" else None,
     ),
     ("norms, embeddings and head in 16 bits", "not slower", lambda a: _to(a, "upcast", False, True)),
-    ("chunked loss", "slower: logits are made twice", lambda a: _to(a, "loss", "chunked")),
+    ("chunked loss", "slower: logits are made twice", lambda a: _to(a, "loss", "chunked", "stock")),
     ("sdpa attention", "not slower", lambda a: _to(a, "attention", "sdpa", "eager")),
     ("fused AdamW", "not slower", lambda a: _to(a, "optimizer", "adamw-fused", "adamw")),
-    ("batch 1 with {accumulation} accumulated", "slower where a row does not fill the card", _smaller_batch),
-    (
-        "16-bit weights",
-        "not slower where the card has 16-bit units; without 32-bit master weights small updates can be lost",
-        lambda a: _to(a, "precision", "bf16", "fp32", "mixed"),
-    ),
+    BATCH,
     (
         "8-bit AdamW",
         "states are quantised at each step",
@@ -483,11 +574,16 @@ CHANGES = (  # what, price in speed, arguments -> new arguments or None; cheapes
         "slower: every block runs forward twice, a third more operations in full fine-tuning, more with LoRA",
         lambda a: _to(a, "checkpointing", "block"),
     ),
+    (
+        "16-bit weights",
+        "not slower where the card has 16-bit units; without 32-bit master weights small updates can be lost",
+        lambda a: _to(a, "precision", "bf16", "fp32", "mixed"),
+    ),
     ("LoRA", "not slower; fewer weights learn", lambda a: _to(a, "method", "lora", "full")),
     ("QLoRA", "slower: weights are de-quantised at each use", lambda a: _to(a, "method", "qlora", "lora")),
-    ("rows of {seq} tokens", "faster a step; longer texts are cut", lambda a: _half(a, "seq", 128)),
-    ("rows of {seq} tokens", "faster a step; longer texts are cut", lambda a: _half(a, "seq", 128)),
 )
+CUT = ("rows of {seq} tokens", "faster a step; longer texts are cut", lambda a: _half(a, "seq", 128))
+ORDER = (*CHANGES, *CHANGES[:-2], CUT, CUT)  # what gave nothing for all weights may give much beside LoRA
 
 
 def plan(
@@ -513,16 +609,21 @@ def plan(
     """Predict the memory of a training step, as a Plan. Under two seconds; nothing is loaded, torch is not imported.
 
     model: one of MODELS, a folder or file with a config.json, or a hub id whose config.json can be read.
-    precision: fp32; mixed (32-bit weights under bf16 autocast); bf16 and fp16 (16-bit weights, LoRA's adapters 32-bit
-    as peft makes them). checkpointing: selective is every second block. seq: tokens a row (fixed for ViT).
-    targets: all-linear, attention, mlp, qv, or names joined by commas. double_quant, upcast: of qlora; the latter is
-    what peft's prepare_model_for_kbit_training does. attention: sdpa is torch's choice, or math, its fallback;
-    flash never is. held: the loop keeps the model's output, logits and all, until its step is over, as in
-    `out = model(...); out.loss.backward()`. device: cpu counts storages alone, as a trace does. Raises NbtoolsError.
+    precision: fp32; mixed (32-bit weights under autocast); amp (16-bit weights under autocast, as trl's trainers do);
+    bf16 and fp16 (16-bit weights, no autocast). LoRA's adapters are 32-bit, as peft makes them. attention: sdpa is
+    torch's choice: flash, efficient or math, its fallback. loss: chunked is 256 tokens of logits at a time, trl its
+    chunked_nll, which copies the head to 32 bits. checkpointing: selective is every second block. seq: tokens a row
+    (fixed for ViT). targets: all-linear, attention, mlp, qv, or names joined by commas. double_quant, upcast: of qlora;
+    the latter is what peft's prepare_model_for_kbit_training does. held: the loop keeps the model's output, logits and
+    all, until its step is over, as in `out = model(...); out.loss.backward()`. device: cpu counts storages alone, as a
+    trace does. Raises NbtoolsError.
     """
     arguments = {key: value for key, value in locals().items() if key != "card"}
     if card is not None:
+        card = str(card).lower()
         memory(card)
+    if card == "t4" and attention == "flash":
+        raise NbtoolsError("attention 'flash' wants a newer card than 't4': take 'sdpa'.")
     s = setup(**arguments)
     if device == "cpu" and card is not None:
         raise NbtoolsError(f"Device 'cpu' has no card, got {card!r}: leave one of them out.")

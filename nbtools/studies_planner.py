@@ -78,6 +78,11 @@ CASES = [
     ("vit-base", {"method": "full", "precision": "fp32", "batch": 16}),
     ("vit-base", {"batch": 32}),
     ("vit-base", {"method": "full", "batch": 32} | BLOCK | MIXED),
+    ("llama-3.2-1b", {"precision": "amp", "batch": 2}),
+    ("llama-3-8b", {"method": "qlora", "precision": "amp", "seq": 1024} | BLOCK),
+    ("llama-3.2-1b", {"loss": "trl", "batch": 2, "seq": 1024} | BLOCK),
+    ("qwen2.5-1.5b", {"method": "qlora", "upcast": True, "double_quant": False, "seq": 1024} | BLOCK),
+    ("llama-3.2-1b", {"method": "head", "task": "reward", "batch": 2} | BLOCK),
 ]
 
 
@@ -118,7 +123,8 @@ def name(model, options):
     """A row's name: the model, and what differs from the planner's defaults."""
     shown = ("method", "batch", "seq")
     given = {"method": "lora", "batch": 1, "seq": 512} | options
-    rest = ["whole" if key == "whole" else str(value) for key, value in given.items() if key not in shown]
+    words = {"whole": "whole", "upcast": "upcast", "double_quant": "single scales"}
+    rest = [words.get(key, str(value)) for key, value in given.items() if key not in shown]
     rows = f"{given['batch']} images" if model.startswith("vit") else f"{given['batch']}x{given['seq']}"
     return " ".join([model, given["method"], rows, *rest])
 
@@ -308,7 +314,7 @@ def t4_options(identity):
         "batch": identity["batch_size"],
         "seq": identity["seq_len"],
         "precision": identity["precision"],
-        "attention": "eager" if identity["kernel"] == "eager" else "flash",
+        "attention": "eager" if identity["kernel"] == "eager" else "efficient",
         "checkpointing": "block" if identity["grad_checkpoint"] else "off",
         "double_quant": False,
         "upcast": four,

@@ -28,7 +28,6 @@ from torch.utils.checkpoint import checkpoint
 from transformers import masking_utils
 
 from . import formulas, planner
-from .errors import NbtoolsError
 from .ledger import PARTS
 
 HEADS = {
@@ -122,10 +121,10 @@ def build(s):
             setattr(config, name, 0.0)
     if s.head != "lm":
         config.num_labels, config.pad_token_id = s.labels if s.head == "classifier" else 1, 0
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(s.precision, torch.float32)
+    dtype = {"bf16": torch.bfloat16, "amp": torch.bfloat16, "fp16": torch.float16}.get(s.precision, torch.float32)
     with torch.device("meta"):
         auto = HEADS[s.kind if s.head == "classifier" else s.head]
-        attention = "sdpa" if s.attention == "math" else s.attention
+        attention = "sdpa" if s.attention in ("math", "efficient") else s.attention
         model = auto.from_config(config, dtype=dtype, attn_implementation=attention)
         if s.method == "qlora":
             _quantise(model, s)
@@ -208,7 +207,7 @@ class Step:
 
     def forward(self):
         """What the loss needs: logits, or the last hidden state, or both."""
-        if self.s.loss == "chunked":
+        if self.s.loss != "stock":
             return self.base.model(**self.batch).last_hidden_state
         if self.s.task == "ppo":
             hidden = self.base.model(**self.batch).last_hidden_state
@@ -217,6 +216,13 @@ class Step:
 
     def loss(self, found):
         s = self.s
+        if s.loss == "trl":
+            from trl.trainer.sft_trainer import _chunk  # its loop asks fake tensors for a number
+
+            head, cap = self.base.lm_head.weight, s.config.get("final_logit_softcapping")
+            flat, labels = (t[:, :-1].flatten(0, 1) for t in (found, self.ids))
+            parts = zip(flat[torch.arange(len(flat))].split(formulas.CHUNK), labels.split(formulas.CHUNK), strict=True)
+            return sum(checkpoint(_chunk, h, head, None, y, 1.0, cap, use_reentrant=False)[0] for h, y in parts)
         if s.loss == "chunked":
             parts = zip(
                 found.view(-1, found.shape[-1]).split(formulas.CHUNK),
@@ -252,13 +258,6 @@ class Step:
             self.logprobs(self.net(**self.batch).logits)
 
 
-def _check(s):
-    if s.attention == "flash":
-        raise NbtoolsError("attention 'flash' has no CPU form to trace: trace 'sdpa', whose formulas are the same.")
-    if s.optimizer not in ("adamw", "adamw-fused", "sgd"):
-        raise NbtoolsError(f"optimizer {s.optimizer!r} cannot run on fake tensors: trace adamw, adamw-fused or sgd.")
-
-
 def trace(model, **arguments):
     """{phase: {part: bytes}} for planner.plan's arguments, from running the model once. Seconds. Raises NbtoolsError.
 
@@ -266,7 +265,7 @@ def trace(model, **arguments):
     """
     arguments.pop("card", None)
     s = planner.setup(model, **arguments)
-    _check(s)
+    planner.traceable(s)
     net = build(s)
     one_text = mock.patch.object(masking_utils, "find_packed_sequence_indices", lambda position_ids: None)
     # peft's 4-bit layers ask for CUDA's autocast, whatever the device: they are to hear of the one that runs here
@@ -306,15 +305,15 @@ def two_steps(s, net, gauge, device="cpu"):
 def _pass(s, step, gauge, phases, device):
     step.held = None
     gauge.peak()
-    with torch.autocast(device, torch.bfloat16) if s.precision == "mixed" else contextlib.nullcontext():
+    with torch.autocast(device, torch.bfloat16) if s.precision in ("mixed", "amp") else contextlib.nullcontext():
         if s.task in ("dpo", "ppo"):
             step.reference()
         found = step.forward()
         phases["forward"] = gauge.peak()
         loss = step.loss(found)
-        phases["loss"] = gauge.peak()
         step.hidden, step.held = None, found if s.held else None
         del found
+        phases["loss"] = gauge.peak()
     gauge.move("activations")
     loss.backward()
     del loss

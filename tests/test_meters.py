@@ -374,6 +374,31 @@ def torch():
     return torch
 
 
+def test_the_bar_knows_gradients_by_hooks_and_no_other_thread_looks_at_them(torch, shown, monkeypatch):
+    model, asked = torch.nn.Linear(8, 8), []
+    optimizer, parts = torch.optim.SGD(model.parameters(), lr=0.1), meters.parts
+
+    def spied(model, optimizer=None, gradients=None):
+        asked.append((threading.current_thread() is threading.main_thread(), gradients))
+        return parts(model, optimizer, gradients)
+
+    monkeypatch.setattr(meters, "parts", spied)
+    with Meter("step", live=True, period=0, model=model, optimizer=optimizer) as m:
+        (view,) = shown.items
+        model(torch.ones(2, 8)).sum().backward()
+        m.update()
+        assert "gradients 288 B" in view.value
+        optimizer.step()
+        m.update()
+        assert "gradients 0 B" in view.value
+        time.sleep(0.2)
+    assert any(not main for main, _ in asked), "the sampling thread has drawn"
+    assert all(main or gradients is not None for main, gradients in asked)
+    before = len(m._gradients)
+    model(torch.ones(2, 8)).sum().backward()
+    assert len(m._gradients) == before, "the hooks are gone"
+
+
 B, D, H, C = 5, 7, 11, 3
 
 

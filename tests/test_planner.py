@@ -237,6 +237,13 @@ TRACED = [
     ("llama", {"held": True, "seq": 64, "batch": 8, "checkpointing": "block"}),
     ("qwen2", {"method": "qlora", "precision": "fp16", "double_quant": False, "upcast": True, "seq": 64}),
     ("llama", {"method": "qlora", "upcast": True, "attention": "eager", "seq": 64, "checkpointing": "block"}),
+    ("llama", {"precision": "amp", "seq": 64}),
+    ("llama", {"precision": "amp", "method": "qlora", "seq": 64, "checkpointing": "block"}),
+    ("llama", {"loss": "trl", "seq": 250}),
+    ("llama", {"method": "head", "task": "reward", "checkpointing": "block", "seq": 64}),
+    ("bert", {"method": "head", "checkpointing": "selective"}),
+    ("gemma2", {"loss": "trl", "method": "full", "seq": 100, "batch": 3}),
+    ("llama", {"loss": "chunked", "method": "full", "seq": 250, "batch": 20}),  # more chunks than are followed
     ("llama", {"precision": "fp32", "attention": "math", "seq": 128}),
     ("qwen2", {"attention": "math", "seq": 128, "checkpointing": "block"}),
     ("llama", {"method": "qlora", "upcast": True, "attention": "math", "seq": 128}),
@@ -580,6 +587,43 @@ def test_advice_goes_from_cheap_to_dear_and_names_nothing_needless():
         "llama-3.2-1b", seq=1024, batch=7, precision="fp16", checkpointing="block", held=True, card="t4"
     )
     assert [change.what for change in near.advice()] == ["the model's output let go before backward", "chunked loss"]
+    again = planner.plan("llama-3-8b", method="full", card="t4").advice()
+    assert [change.what for change in again] == ["LoRA", "QLoRA", "checkpointing of every second block"], "tried again"
+    many = planner.plan("minilm", method="full", precision="fp32", batch=512, card="t4").advice()
+    assert [change.what for change in many] == ["batch 128 with 4 accumulated"], "not one row at a time"
+    halved = planner.plan("llama-3.2-1b", precision="mixed", seq=4096, card="t4").advice()
+    assert {change.arguments["precision"] for change in halved} <= {"mixed", "fp16"}, "a T4 has no bf16"
+    text = str(planner.plan("llama-3-70b", method="qlora", checkpointing="block", seq=128, card="t4"))
+    assert "none of these makes it fit on a t4; the smallest card here that holds it so: h100" in text
+
+
+def test_a_plan_for_all_cards_says_of_each_what_its_own_plan_says():
+    asked = {"method": "qlora", "batch": 2, "seq": 2048, "precision": "fp16"}
+    everywhere = planner.plan("smollm2-135m", **asked)
+    for card in planner.CARDS:
+        assert everywhere.verdict(card) == planner.plan("smollm2-135m", **asked, card=card).verdict()
+    assert everywhere.verdict("t4") == "does not fit" and everywhere.verdict("4090") == "fits"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("checkpointing", ["selective", "block"])
+def test_checkpointing_costs_a_head_alone_more_than_it_saves(family, checkpointing):
+    task = {"task": "reward"} if family not in ("bert", "vit") else {}
+    asked = SMALL | {"method": "head"} | task
+    plain, saved = counted(FAMILIES[family], **asked), counted(FAMILIES[family], **asked, checkpointing=checkpointing)
+    assert saved.total("backward") > plain.total("backward"), "the gradient goes through all blocks, for nothing"
+
+
+def test_what_is_beside_the_figures_is_said():
+    def said(*words, **asked):
+        return all(word in str(planner.plan("llama-3.2-1b", **asked)) for word in words)
+
+    assert said("a value model of its own", task="ppo") and not said("value model", task="sft")
+    assert said("keeps the embeddings' states in 32 bits: 1.47 GiB more", method="full", optimizer="adamw-8bit")
+    assert said("plan precision fp16", card="t4") and said("mixed stands for fp16", card="t4", precision="mixed")
+    assert not said("no bf16 units", card="h100") and not said("no bf16 units", card="t4", precision="fp16")
+    assert "holes" in str(planner.plan("qwen2.5-1.5b", method="full", batch=4, precision="fp32"))
+    assert not said("holes")
 
 
 def test_sdpa_falls_back_where_no_fast_kernel_takes_grouped_heads():
@@ -591,7 +635,8 @@ def test_sdpa_falls_back_where_no_fast_kernel_takes_grouped_heads():
     assert attention("llama-3.2-1b", "h100", precision="mixed") == "sdpa"
     assert attention("llama-3.2-1b", "h100", method="qlora", upcast=True) == "math"
     assert attention("smollm2-1.7b", "t4") == "sdpa", "a key for each query"
-    assert attention("llama-3.2-1b", "t4", attention="flash") == "flash" and attention("minilm", "t4") == "sdpa"
+    assert attention("llama-3.2-1b", "t4", attention="efficient") == "efficient"
+    assert attention("minilm", "t4") == "sdpa"
     assert attention("llama-3.2-1b", device="cpu", precision="fp32") == "sdpa"
     text = str(planner.plan("llama-3.2-1b", card="t4"))
     assert "math attention" in text and "torch takes its math kernel" in text
@@ -623,7 +668,15 @@ def test_a_trace_stands_beside_the_formulas(tmp_path, capsys):
 def test_the_figure_has_a_bar_a_phase_and_the_card():
     axes = planner.plan("smollm2-135m", card="t4").figure().axes[0]
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["load", "forward", "loss", "backward", "step"]
-    assert axes.get_ylabel() == "GiB" and any(line.get_label() == "t4" for line in axes.get_lines())
+    lines = {line.get_label(): line.get_ydata()[0] for line in axes.get_lines()}
+    plan = planner.plan("smollm2-135m", card="t4")
+    assert axes.get_ylabel() == "GiB" and lines["t4"] == pytest.approx(14.5625)
+    assert lines["process"] == pytest.approx(plan.process / 2**30)
+    tops = {}
+    for bar in axes.patches:
+        tops[round(bar.get_x(), 2)] = max(tops.get(round(bar.get_x(), 2), 0), bar.get_y() + bar.get_height())
+    wanted = [(plan.total(phase) + plan.phases[phase]["context"]) / 2**30 for phase in plan.phases]
+    assert [*tops.values()] == pytest.approx(wanted), "parts stand on each other"
 
 
 def test_a_saved_folder_and_its_file_give_what_the_model_gives(tmp_path):
@@ -652,6 +705,20 @@ WRONG = [
     (("minilm",), {"loss": "chunked"}, "encoder.*'chunked'"),
     (({"model_type": "llama", "hidden_size": 64},), {}, "lacks intermediate_size, num_hidden_layers"),
     (({"model_type": "t5"},), {}, "'t5'.*not known"),
+    (({key: value for key, value in LLAMA.items() if key != "model_type"},), {}, "is a None model"),
+    ((LLAMA | {"hidden_size": "64"},), {}, "hidden_size in .* must be a whole number of at least 1, got '64'"),
+    ((LLAMA | {"hidden_size": True},), {}, "must be a whole number of at least 1, got True"),
+    ((LLAMA | {"num_key_value_heads": -2},), {}, "num_key_value_heads .* got -2"),
+    ((LLAMA | {"num_key_value_heads": 3},), {}, "do not divide"),
+    ((LLAMA | {"hidden_size": 66},), {}, "do not divide"),
+    ((LLAMA | {"tie_word_embeddings": "false"},), {}, "tie_word_embeddings .* true or false, got 'false'"),
+    ((LLAMA | {"mlp_bias": True},), {}, "sets mlp_bias, which the planner does not know"),
+    ((LLAMA | {"quantization_config": {}},), {}, "sets quantization_config"),
+    ((FAMILIES["gemma2"] | {"sliding_window": None},), {}, "lacks sliding_window"),
+    (("smollm2-135m",), {"attention": "flash", "precision": "fp32"}, "'flash' wants 16 bits, not precision 'fp32'"),
+    (("smollm2-135m",), {"attention": "flash", "card": "t4"}, "'flash' wants a newer card than 't4'"),
+    (("smollm2-135m",), {"method": "full", "precision": "fp16"}, "a GradScaler refuses: plan 'mixed'"),
+    (("./adap",), {}, "no model './adap'.*or a folder with a config.json.$"),
 ]
 
 
@@ -666,9 +733,24 @@ def test_bad_input_gives_one_clear_sentence(model, options, sentence, monkeypatc
 def test_a_hub_name_is_read_by_the_hub_s_own_client(tmp_path, monkeypatch):
     zoo.shape("smollm2-135m").save_pretrained(tmp_path)
     asked = []
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *a: asked.append(a) or tmp_path / "config.json")
+    import huggingface_hub as hub
+
+    def download(*name, local_files_only=False):
+        asked.append(local_files_only)
+        if local_files_only:
+            raise hub.errors.LocalEntryNotFoundError("not in the cache")
+        return tmp_path / "config.json"
+
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    monkeypatch.setattr(hub, "get_hf_file_metadata", lambda url, timeout: asked.append(url.split("/")[-4:]))
     assert planner.plan("someone/small").phases == planner.plan("smollm2-135m").phases
-    assert asked == [("someone/small", "config.json")]
+    assert asked == [True, ["small", "resolve", "main", "config.json"], False], "the cache, one try, the file"
+
+
+def test_a_folder_without_a_configuration_and_other_cases_of_names(tmp_path):
+    with pytest.raises(NbtoolsError, match="has no config.json"):
+        planner.plan(str(tmp_path))
+    assert planner.plan("SmolLM2-135M", card="T4", targets="q_proj, v_proj").setup.targets == ("q_proj", "v_proj")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"hidden_size": 64}'])
