@@ -1,7 +1,7 @@
 """The checks of lesson 14: Checkpoint, accumulate and chunked_loss.
 
-Ground truth: the same computation without the trick, in one graph; bytes that autograd saves, and the widths of all
-tensors that operations make, counted while the learner's function runs.
+Ground truth: the same computation without the trick, in one graph; bytes that autograd saves, and the storages that
+operations make and nobody drops, counted while the learner's function runs.
 """
 
 import math
@@ -68,15 +68,49 @@ def _chunked_loss(hidden, weight, labels, chunk):
 
 
 class _Counted(nn.Module):
-    """A layer with dropout over the product of two inputs; counts its runs."""
+    """A layer with dropout over its first input, times the others; counts its runs."""
 
     def __init__(self):
         super().__init__()
         self.layer, self.runs = nn.Linear(6, 6), 0
 
-    def forward(self, x, scale):
+    def forward(self, x, *scales):
         self.runs += 1
-        return F.dropout(torch.tanh(self.layer(x)), 0.5) * scale
+        return math.prod(scales, start=F.dropout(torch.tanh(self.layer(x)), 0.5))
+
+
+class _Alive(TorchDispatchMode):
+    """Storages that operations make and nobody has dropped: their `amount` now, and the most at one time.
+
+    known: tensors that are there before; their storages do not count.
+    """
+
+    def __init__(self, known=()):
+        super().__init__()
+        self.now, self.most = 0, 0
+        self.seen = weakref.WeakSet(tensor.untyped_storage() for tensor in known)
+
+    def amount(self, tensor):
+        """Bytes of a tensor's storage; None for one that is not to be counted."""
+        return tensor.untyped_storage().nbytes()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if torch.is_tensor(leaf) and leaf.untyped_storage() not in self.seen:
+                amount = self.amount(leaf)
+                if amount is not None:
+                    self._born(leaf.untyped_storage(), amount)
+        return out
+
+    def _born(self, storage, amount):
+        self.seen.add(storage)
+        weakref.finalize(storage, self._died, amount)
+        self.now += amount
+        self.most = max(self.most, self.now)
+
+    def _died(self, amount):
+        self.now -= amount
 
 
 @exercise("Checkpoint", reference=_Checkpoint, minutes=15)
@@ -120,21 +154,56 @@ def check_checkpoint(function):
         f"two inputs of {x.nbytes} bytes should be kept and nothing else, but {kept} are: make no graph in forward"
     )
     yield kept < 2 * x.nbytes and "give the inputs to ctx.save_for_backward: only so hooks and version checks see them"
+    yield from _nothing_else(function)
     yield from _special_inputs(function)
+    for inputs in (1, 3):
+        yield from _two_uses(function, inputs)
+
+
+def _nothing_else(function):
+    """After forward the result is there, and nothing else that forward made, whoever holds it."""
+    run, x = _Counted(), torch.randn(500, 6, requires_grad=True)
+    with _Alive([x, *run.parameters()]) as alive:
+        out = function.apply(run, x)
+    yield alive.now > out.nbytes + x.nbytes // 2 and (
+        f"forward should leave its result of {out.nbytes} bytes and keep nothing else that it made, but {alive.now} "
+        "bytes are alive: hang no copy and no other result on ctx"
+    )
+
+
+def _two_uses(function, inputs):
+    """Two checkpoints in one graph, as a chain of segments has them: each its own run, inputs and random numbers."""
+    runs, x = [_Counted(), _Counted()], torch.randn(5, 6, requires_grad=True)
+    more = [torch.randn(5, 6, requires_grad=True) for _ in range(inputs - 1)]
+    opened = [x, *more, *(run.layer.weight for run in runs)]
+
+    def gradients(calls):
+        for tensor in opened:
+            tensor.grad = None
+        torch.manual_seed(4)
+        calls[1](calls[0](x * 2, *more), *more).square().sum().backward()
+        return [tensor.grad for tensor in opened]
+
+    truth = gradients(runs)
+    found = gradients([partial(function.apply, run) for run in runs])
+    yield not all(a is not None and torch.equal(a, b) for a, b in zip(found, truth, strict=True)) and (
+        f"two checkpoints of {inputs} input{'s' * (inputs > 1)} in one graph: all gradients should be those of the "
+        "plain run, bit for bit; each use has its own ctx for what it notes"
+    )
 
 
 def _special_inputs(function):
-    """An input of integers, one that needs no gradient, one that is changed before backward."""
+    """An input of integers, one that needs no gradient (in the second run neither), one changed before backward."""
     table = nn.Embedding(4, 3)
     ids, x = torch.tensor([0, 3, 3]), torch.randn(3, 3, requires_grad=True)
     function.apply(lambda ids, x: table(ids) * x, ids, x).sum().backward()
     yield not (x.grad is not None and torch.equal(x.grad, table.weight[ids])) and (
         "an input of integers has no gradient, and the others keep theirs"
     )
-    fixed = torch.randn(3, 3)
-    function.apply(lambda a, b: a * b, x, fixed).sum().backward()
-    yield (fixed.requires_grad or fixed.grad is not None) and (
-        "an input that needs no gradient should be left so: keep each input's requires_grad"
+    fixed, asked = torch.randn(3, 3), []
+    function.apply(lambda a, b: asked.append((a.requires_grad, b.requires_grad)) or a * b, x, fixed).sum().backward()
+    yield (fixed.requires_grad or fixed.grad is not None or asked[-1] != (True, False)) and (
+        "an input that needs no gradient should be left so, in the second run too: keep each input's requires_grad"
     )
     x = torch.randn(3, 3, requires_grad=True)
     y = x * 2
@@ -156,12 +225,20 @@ class _Token:
 
 
 class _Watched:
-    """loss_sum and count of a linear model; `most` micro-batches had a graph alive at the same time."""
+    """loss_sum and count of a small model with a frozen layer; `most` micro-batches had a graph alive at one time.
 
-    def __init__(self):
-        self.model, self.graphs, self.most = nn.Linear(3, 4), [], 0
+    A token counts `worth`. The sum is a mean times the count, as the lesson's: nan for a batch without tokens.
+    """
+
+    def __init__(self, worth=1):
+        self.model, self.graphs, self.most, self.worth = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 4)), [], 0, worth
+        self.model[0].requires_grad_(False)
+        self.opened = [*self.model[1].parameters()]
 
     def count(self, batch):
+        return self.worth * self.labels(batch)
+
+    def labels(self, batch):
         return int((batch["labels"] != -100).sum())
 
     def loss_sum(self, model, batch):
@@ -173,7 +250,7 @@ class _Watched:
             return token
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda token: token.tensor):
-            loss = F.cross_entropy(model(batch["x"]).tanh(), batch["labels"], reduction="sum")
+            loss = F.cross_entropy(model(batch["x"]).tanh(), batch["labels"]) * self.labels(batch)
         self.graphs.append(kept)
         self.most = max(self.most, sum(any(ref() is not None for ref in kept) for kept in self.graphs))
         return loss
@@ -188,29 +265,35 @@ def _micro_batches(*sizes, padding=2):
 
 @exercise("accumulate", reference=_accumulate, minutes=8)
 def check_accumulate(accumulate):
-    """The gradient of one large batch, added to what is there; the mean; one graph at a time; no labels."""
-    cases = {
-        "tokens 1, 7 and 30": (1, 7, 30),
-        "equal tokens, 5 and 5": (5, 5),
-        "one micro-batch": (6,),
-        "the second without tokens": (4, 0, 9),
+    """The gradient of one large batch, added to what is there; frozen layers; one graph at a time; no labels."""
+    cases = {  # tokens of the micro-batches, what a token counts, whether gradients are there before
+        "tokens 1, 7 and 30": ((1, 7, 30), 1, True),
+        "no gradient before": ((3, 8), 1, False),
+        "equal tokens, 5 and 5": ((5, 5), 1, True),
+        "one micro-batch": ((6,), 1, True),
+        "the second without tokens": ((4, 0, 9), 1, True),
+        "a count of 3 for each label": ((2, 6), 3, True),
     }
-    for name, sizes in cases.items():
-        world, batches = _Watched(), list(_micro_batches(*sizes))
+    for name, (sizes, worth, some) in cases.items():
+        world, batches = _Watched(worth), list(_micro_batches(*sizes))
         joined = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
-        loss = F.cross_entropy(world.model(joined["x"]).tanh(), joined["labels"])
-        truth = torch.autograd.grad(loss, list(world.model.parameters()))
-        before = [torch.randn_like(p) for p in world.model.parameters()]
-        for p, grad in zip(world.model.parameters(), before, strict=True):
-            p.grad = grad.clone()
+        loss = F.cross_entropy(world.model(joined["x"]).tanh(), joined["labels"]) / worth
+        truth = torch.autograd.grad(loss, world.opened)
+        before = [torch.randn_like(p) if some else torch.zeros_like(p) for p in world.opened]
+        for p, grad in zip(world.opened, before, strict=True):
+            p.grad = grad.clone() if some else None
         mean = accumulate(world.model, batches, world.loss_sum, world.count)
         yield not isinstance(mean, float) and f"{name}: return a float, not {type(mean).__name__}"
         yield not math.isclose(float(mean), loss.item(), rel_tol=1e-4) and (
-            f"{name}: the mean over all tokens should be {loss.item():.4f}, but is {float(mean):.4f}"
+            f"{name}: the summed loss over the summed count should be {loss.item():.4f}, but is {float(mean):.4f}"
         )
-        added = [p.grad - grad for p, grad in zip(world.model.parameters(), before, strict=True)]
+        after = [torch.zeros_like(p) if p.grad is None else p.grad for p in world.opened]
+        added = [new - old for new, old in zip(after, before, strict=True)]
         yield not all(torch.allclose(a, t, atol=1e-5) for a, t in zip(added, truth, strict=True)) and (
             f"{name}: what is added to p.grad should be the gradient of the mean over all tokens as one batch"
+        )
+        yield any(p.grad is not None for p in world.model[0].parameters()) and (
+            f"{name}: a frozen layer should get no gradient"
         )
         yield world.most > 1 and (
             f"{name}: {world.most} graphs were alive at once: go backward in each micro-batch, before the next"
@@ -226,28 +309,30 @@ def check_accumulate(accumulate):
         yield "no token at all: a ValueError was asked for, and nothing was raised"
 
 
-class _Widest(TorchDispatchMode):
+class _Widest(_Alive):
     """The most rows, alive at once, of tensors that are `width` wide."""
 
     def __init__(self, width):
         super().__init__()
-        self.width, self.rows, self.most, self.seen = width, 0, 0, weakref.WeakSet()
+        self.width = width
+
+    def amount(self, tensor):
+        return tensor.numel() // self.width if tensor.shape[-1:] == (self.width,) else None
+
+
+class _HalfSoftmax(TorchDispatchMode):
+    """Names of exponentials and softmaxes that were given numbers of 16 bits."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if torch.is_tensor(leaf) and leaf.shape[-1:] == (self.width,) and leaf.untyped_storage() not in self.seen:
-                self._born(leaf.untyped_storage(), leaf.numel() // self.width)
-        return out
-
-    def _born(self, storage, rows):
-        self.seen.add(storage)
-        weakref.finalize(storage, self._died, rows)
-        self.rows += rows
-        self.most = max(self.most, self.rows)
-
-    def _died(self, rows):
-        self.rows -= rows
+        name = func._overloadpacket.__name__.strip("_")
+        exponential = name in ("softmax", "log_softmax", "logsumexp", "exp", "exp2", "expm1")
+        if exponential and args[0].dtype in (torch.bfloat16, torch.float16):
+            self.found.add(name)
+        return func(*args, **(kwargs or {}))
 
 
 @exercise("chunked_loss", reference=_chunked_loss, minutes=12)
@@ -279,6 +364,13 @@ def check_chunked_loss(chunked_loss):
         for what, tensor, slope in (("hidden", hidden, truth[0]), ("weight", weight, truth[1])):
             right = tensor.grad is not None and torch.allclose(tensor.grad, slope, rtol=1e-3, atol=1e-5 * scale)
             yield not right and f"{name}: the gradient of {what} should be that of the loss in one piece"
+    loss, weight.grad = chunked_loss(hidden.detach(), weight, labels, 7), None
+    if loss.requires_grad:
+        loss.backward()
+    yield not (weight.grad is not None and torch.allclose(weight.grad, truth[1], rtol=1e-3, atol=1e-5 * scale)) and (
+        "weight alone learns: its gradient should be that of the loss in one piece; a checkpoint that is given only "
+        "inputs without gradients may be cut off"
+    )
     hidden, weight = torch.randn(400, 5, requires_grad=True), torch.randn(301, 5)
     labels = torch.randint(301, (400,))
     with _Widest(301) as forward:
@@ -295,8 +387,11 @@ def check_chunked_loss(chunked_loss):
     )
     hidden, weight = torch.randn(8, 5).bfloat16(), torch.randn(11, 5).bfloat16()
     wanted = F.cross_entropy((hidden @ weight.T).float(), labels[:8] % 11).item()
-    yield not math.isclose(chunked_loss(hidden, weight, labels[:8] % 11, 3).item(), wanted, rel_tol=1e-3) and (
-        "hidden states in bfloat16: go to float32 before the softmax"
+    with _HalfSoftmax() as half:
+        value = chunked_loss(hidden, weight, labels[:8] % 11, 3).item()
+    yield (half.found or not math.isclose(value, wanted, rel_tol=1e-3)) and (
+        "hidden states in bfloat16: go to float32 before the softmax; "
+        f"{', '.join(sorted(half.found)) or 'the loss'} saw 16 bits"
     )
     for name, bad in {"every label -100": (torch.full((8,), -100), 3), "chunk 0": (labels[:8] % 11, 0)}.items():
         try:

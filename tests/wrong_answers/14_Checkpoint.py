@@ -171,6 +171,112 @@ class wrong_graph_off(_Kept):
         return (None, *(x.grad for x in inputs))
 
 
+class wrong_random_state_on_the_class(_Kept):
+    """Notes the random state on the class: a second use in the graph overwrites the first one's."""
+
+    @staticmethod
+    def forward(ctx, run, *inputs):
+        ctx.run, wrong_random_state_on_the_class.state = run, torch.get_rng_state()
+        ctx.save_for_backward(*inputs)
+        return run(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        inputs, ctx.state = _Kept.fresh(ctx), wrong_random_state_on_the_class.state
+        torch.autograd.backward(_Kept.again(ctx, inputs), grad)
+        return (None, *(x.grad for x in inputs))
+
+
+class wrong_run_on_the_class(_Kept):
+    """Notes run on the class: with two uses in a graph the last one's runs for both."""
+
+    @staticmethod
+    def forward(ctx, run, *inputs):
+        wrong_run_on_the_class.run, ctx.state = run, torch.get_rng_state()
+        ctx.save_for_backward(*inputs)
+        return run(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        inputs, ctx.run = _Kept.fresh(ctx), wrong_run_on_the_class.run
+        torch.autograd.backward(_Kept.again(ctx, inputs), grad)
+        return (None, *(x.grad for x in inputs))
+
+
+class wrong_two_inputs_alone(_Kept):
+    """Takes two inputs, never one or three."""
+
+    @staticmethod
+    def backward(ctx, grad):
+        a, b = _Kept.fresh(ctx)
+        torch.autograd.backward(_Kept.again(ctx, (a, b)), grad)
+        return None, a.grad, b.grad
+
+
+class wrong_every_float_open(_Kept):
+    """Asks every input of floats for a gradient: the second run works for gradients that nobody takes."""
+
+    @staticmethod
+    def backward(ctx, grad):
+        inputs = [x.detach().requires_grad_(x.is_floating_point()) for x in ctx.saved_tensors]
+        torch.autograd.backward(_Kept.again(ctx, inputs), grad)
+        return (None, *(x.grad for x in inputs))
+
+
+class wrong_keeps_the_output(_Kept):
+    """Keeps a copy of the result on ctx as well."""
+
+    @staticmethod
+    def forward(ctx, run, *inputs):
+        ctx.run, ctx.state = run, torch.get_rng_state()
+        ctx.save_for_backward(*inputs)
+        out = run(*inputs)
+        ctx.out = out.clone()
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        inputs = _Kept.fresh(ctx)
+        torch.autograd.backward(_Kept.again(ctx, inputs), grad)
+        return (None, *(x.grad for x in inputs))
+
+
+class wrong_keeps_a_graph_too(_Kept):
+    """Right gradients by a second run, and a graph of the first one held on ctx for nothing."""
+
+    @staticmethod
+    def forward(ctx, run, *inputs):
+        ctx.run, ctx.state = run, torch.get_rng_state()
+        with torch.enable_grad():
+            ctx.waste = run(*(x.detach().requires_grad_(x.requires_grad) for x in inputs))
+        ctx.save_for_backward(*inputs)
+        return ctx.waste.detach()
+
+    @staticmethod
+    def backward(ctx, grad):
+        inputs = _Kept.fresh(ctx)
+        torch.autograd.backward(_Kept.again(ctx, inputs), grad)
+        return (None, *(x.grad for x in inputs))
+
+
+class right_by_need(_Kept):
+    """Asks for what autograd says is needed; the stream of random numbers is put back by hand."""
+
+    @staticmethod
+    def backward(ctx, grad):
+        needed = ctx.needs_input_grad[1:]
+        inputs = [x.detach().requires_grad_(need) for x, need in zip(ctx.saved_tensors, needed, strict=True)]
+        now = torch.get_rng_state()
+        torch.set_rng_state(ctx.state)
+        try:
+            with torch.enable_grad():
+                result = ctx.run(*inputs)
+        finally:
+            torch.set_rng_state(now)
+        result.backward(grad)
+        return (None, *(x.grad for x in inputs))
+
+
 class right_by_grad(_Kept):
     """Through the scalar product of result and gradient."""
 

@@ -84,6 +84,41 @@ def wrong_half_softmax(hidden, weight, labels, chunk):
     return sum(checkpoint(loss_sum, h, y, use_reentrant=False) for h, y in parts) / terms
 
 
+def wrong_half_terms(hidden, weight, labels, chunk):
+    """Each place's loss in 16 bits; only the sum is in 32."""
+    terms = _terms(labels, chunk)
+
+    def loss_sum(h, w, y):
+        return F.cross_entropy(h @ w.T, y, reduction="none").float().sum()
+
+    parts = _parts(hidden, labels, chunk)
+    return sum(checkpoint(loss_sum, h, weight, y, use_reentrant=False) for h, y in parts) / terms
+
+
+def wrong_half_logsumexp(hidden, weight, labels, chunk):
+    """The logarithm of the sum of exponentials in 16 bits, the difference in 32."""
+    terms = _terms(labels, chunk)
+
+    def loss_sum(h, w, y):
+        logits = h @ w.T
+        found = logits.gather(-1, y.clamp(min=0)[:, None])[:, 0]
+        return ((logits.logsumexp(-1).float() - found.float()) * (y != -100)).sum()
+
+    parts = _parts(hidden, labels, chunk)
+    return sum(checkpoint(loss_sum, h, weight, y, use_reentrant=False) for h, y in parts) / terms
+
+
+def wrong_reentrant(hidden, weight, labels, chunk):
+    """A reentrant checkpoint that does not see the weight: where it alone learns, nothing does."""
+    terms = _terms(labels, chunk)
+
+    def loss_sum(h, y):
+        return _sum(h, weight, y)
+
+    parts = _parts(hidden, labels, chunk)
+    return sum(checkpoint(loss_sum, h, y, use_reentrant=True) for h, y in parts) / terms
+
+
 def wrong_nan(hidden, weight, labels, chunk):
     """Gives nan where nothing is learned from."""
     terms = int((labels != -100).sum())
@@ -130,3 +165,15 @@ def right_in_forward(hidden, weight, labels, chunk):
     """Softmax less one-hot, chunk by chunk in the forward pass."""
     terms = _terms(labels, chunk)
     return _InForward.apply(hidden, weight, labels, chunk) / terms
+
+
+def right_logsumexp(hidden, weight, labels, chunk):
+    """By the logarithm of the sum of exponentials, in 32 bits."""
+    terms = _terms(labels, chunk)
+
+    def loss_sum(h, w, y):
+        logits = (h @ w.T).float()
+        return ((logits.logsumexp(-1) - logits.gather(-1, y.clamp(min=0)[:, None])[:, 0]) * (y != -100)).sum()
+
+    parts = _parts(hidden, labels, chunk)
+    return torch.stack([checkpoint(loss_sum, h, weight, y, use_reentrant=False) for h, y in parts]).sum() / terms
