@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 
-from nbtools import notebooks
+from nbtools import notebooks, planner
 from nbtools.errors import NbtoolsError
 
 
@@ -129,7 +129,7 @@ def plan(args):
     """predict the memory of a training step, phase by phase, and say what to turn to make it fit"""
     import json
 
-    from nbtools import meters, planner
+    from nbtools import meters
 
     options = {key: value for key, value in vars(args).items() if key not in ("function", "model", "json", "trace")}
     found, traced = planner.plan(args.model, **options), None
@@ -200,8 +200,6 @@ def parser():
 
 
 def _plan_arguments(parser):
-    from nbtools import planner
-
     parser.add_argument("model", help=f"{', '.join(planner.MODELS)}, or a folder with a config.json")
     for name, choices in planner.CHOICES.items():
         parser.add_argument(f"--{name}", help=", ".join(choices), default=planner.DEFAULTS[name])
