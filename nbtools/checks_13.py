@@ -89,13 +89,15 @@ def check_round_to(round_to):
         border = torch.tensor(torch.finfo(getattr(torch, name)).max, dtype=torch.float64)
         half = border * (1 + 2.0 ** -(form[1] + 2) / (2 - 2.0 ** -form[1]))  # less than half a step above the largest
         yield round_to(half, *form) != border and f"{name}: just above the largest number the nearest is the largest"
+    x = torch.tensor([1 + 2**-8 + 2**-40], dtype=torch.float64)  # in float32 it is halfway, and 1 is even
+    yield round_to(x, 8, 7) != 1 + 2**-7 and "a float64 number just above halfway rounds up: compute in float64"
     special = torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0, -0.0])
     yield not _same(round_to(special, 5, 10), special.double()) and "inf, -inf, nan, 0 and -0 should stay as they are"
 
 
 @exercise("stochastic_round", reference=_stochastic_round, minutes=8)
 def check_stochastic_round(stochastic_round):
-    """Only the two neighbours; the right mean at many places, both signs; own draws; exact numbers; the generator."""
+    """Only the two neighbours; the right mean at many places, both signs; own draws, new each call; exact numbers."""
     seeded = torch.Generator().manual_seed
     x = torch.randn(1000) * torch.logspace(-6, 6, 1000)
     given, rounded = x.clone(), stochastic_round(x, seeded(0))
@@ -108,6 +110,10 @@ def check_stochastic_round(stochastic_round):
     stochastic_round(x, seeded(0))
     yield not torch.random.get_rng_state().equal(state) and "with a generator the global one should stay untouched"
     yield rounded.equal(stochastic_round(x, seeded(1))) and "another seed should give another result"
+    g = seeded(0)
+    same = stochastic_round(x, g).equal(stochastic_round(x, g))
+    yield same and "two calls with one generator should draw anew: take it as it is, do not seed another from it"
+    yield stochastic_round(x).equal(stochastic_round(x)) and "two calls without a generator should draw anew"
     zero = (x.view(torch.int32) & -65536).view(torch.float32)
     away = ((x.view(torch.int32) & -65536) + 65536).view(torch.float32)
     outside = (rounded.float() != zero) & (rounded.float() != away)
@@ -116,14 +122,14 @@ def check_stochastic_round(stochastic_round):
     changed = sum(int((stochastic_round(held, seeded(s)).float() != held).sum()) for s in range(100))
     yield changed and "numbers that bfloat16 can hold should stay, always"
     yield not stochastic_round(torch.tensor([torch.nan]), seeded(0)).isnan().all() and "nan should stay nan"
-    draws = 40_000
+    draws = 100_000
     for low, high in ((1.0, 1.0078125), (-1.0, -1.0078125), (0.0498046875, 0.05004882812), (-3e-5, -3.0040740967e-05)):
         low = torch.tensor(low).bfloat16().float()
         high = (low.view(torch.int32) + 65536).view(torch.float32)  # the next number away from zero
-        for share in (0.125, 0.75):
+        for share in (0.01, 0.125, 0.37, 0.75):
             x = (low + share * (high - low)).expand(draws).contiguous()
             found = (stochastic_round(x, seeded(2)).float() == high).double().mean().item()
-            yield abs(found - share) > 0.015 and (
+            yield abs(found - share) > 4.5 * (share * (1 - share) / draws) ** 0.5 and (
                 f"{x[0]:.6g} lies {share} of the way from {low:.6g} to {high:.6g}: it should go there with that "
                 f"probability, but did in {found:.3f} of {draws:,} draws"
             )
@@ -131,6 +137,8 @@ def check_stochastic_round(stochastic_round):
     found = (stochastic_round(x, seeded(3)).float() > 1).double()
     yield found.mean(0).std() > 0.1 and "numbers of a tensor should be drawn independently, each on its own"
     yield found.mean(1).std() > 0.1 and "numbers of a tensor should be drawn independently, row by row too"
+    halves = torch.corrcoef(found.reshape(2, -1))[0, 1].abs()
+    yield not halves < 0.05 and "numbers of a tensor should be drawn independently: its halves are alike or mirrored"
 
 
 def _gradients():
@@ -189,8 +197,12 @@ def check_scaler_step(scaler_step):
     yield (found := _against_torch(scaler_step, sgd, 2, None)) and f"growing after 2 good steps, {found}"
     yield (found := _against_torch(scaler_step, sgd, 100, 0.5)) and f"clipped to 0.5, {found}"
     yield (found := _against_torch(scaler_step, adamw, 3, 0.5, 2.0**16)) and f"AdamW, clipped, {found}"
-    (own, optimizer), _ = _optimizers(sgd)
-    for p in own:
-        p.grad = torch.ones_like(p)
+    yield (found := _against_torch(scaler_step, sgd, 100, None, 2.0)) and f"a small scale, {found}"
+    (own, optimizer), (twin, reference) = _optimizers(sgd)
+    for p, q in zip(own, twin, strict=True):
+        p.grad, q.grad = torch.full_like(p, 8.0), torch.ones_like(q)
     yield scaler_step(optimizer, 8.0) != (8.0, 1) and "good, interval and clip left out: one good step gives (scale, 1)"
+    reference.step()
+    same = all(torch.allclose(p, q) for p, q in zip(own, twin, strict=True))
+    yield not same and "clip left out: the step should be that of the unscaled gradients, not clipped"
     yield scaler_step(optimizer, 8.0, 1999) != (16.0, 0) and "interval left out: after 2,000 good steps it doubles"

@@ -444,7 +444,7 @@ class Plan:
             more = 6 * s.config["vocab_size"] * s.config["hidden_size"]
             found.append(f"transformers' Trainer keeps the embeddings' states in 32 bits: {size(more)} more")
         if self.reserved > 1.1 * self.allocated:
-            found.append("a tenth or more is holes: PYTORCH_ALLOC_CONF=expandable_segments:True mends most")
+            found.append("a tenth or more is holes: PYTORCH_ALLOC_CONF=expandable_segments:True can mend it")
         return found
 
     def json(self):

@@ -1,5 +1,6 @@
 """Lesson 13: its formats, roundings, scaler and optimizers against torch, bitsandbytes and numbers done by hand."""
 
+import inspect
 import math
 import sys
 from types import ModuleType, SimpleNamespace
@@ -12,13 +13,13 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from nbtools import meters, notebooks, studies_13, tasks, train, zoo
+from nbtools import meters, notebooks, profiles, studies_13, tasks, train, zoo
 
 TAUGHT = (
     "FORMATS limits pattern round_to stuck stochastic_round split DATA batch_of gradients scaler_step Listen listen "
     "build precision saved to_codes from_codes library_codes adam8_step SIGNED UNSIGNED AdamW16 ARMS STEPS BATCH "
     "optimizer_of run_arm held_out moved one_step text_batch backward_seconds compare_smollm2 experiment "
-    "fp8_runs in_fp8 step_peak PER_WEIGHT"
+    "fp8_runs in_fp8 step_peak PER_WEIGHT flowing first_updates products curves apart"
 )
 QUIET = {"tick": lambda *a, **k: None}
 
@@ -129,6 +130,34 @@ def test_gradients_are_scaled_and_computed_in_the_asked_type(lesson, tiny):
     assert 1e-4 < max(apart) < 0.2
 
 
+def test_what_flows_is_the_gradient_of_each_layer_s_output(lesson, tiny, monkeypatch):
+    monkeypatch.setitem(lesson.flowing.__globals__, "MODEL", model := tasks.build())
+    outputs, blocks = [], model.encoder.encoder.layer
+    handles = [block.register_forward_hook(lambda block, into, out: outputs.append(out)) for block in blocks]
+    x, y = lesson.batch_of(16)
+    loss = F.cross_entropy(model.eval()(x), y)
+    for handle in handles:
+        handle.remove()
+    wanted = torch.autograd.grad(loss, outputs)
+    found = lesson.flowing(scale=8.0)
+    torch.testing.assert_close(found["between layers"], 8 * torch.cat([g.flatten() for g in reversed(wanted)]))
+    assert len(found["weights"]) == sum(p.numel() for p in model.parameters())
+    for dtype in (torch.float16, torch.bfloat16):  # cells say so: between layers nothing is cast to 16 bits
+        assert {values.dtype for values in lesson.flowing(dtype).values()} == {torch.float32}
+    assert not any(block._backward_hooks for block in blocks)
+
+
+def test_clipping_first_shrinks_the_first_update(lesson, monkeypatch):
+    monkeypatch.setitem(lesson.first_updates.__globals__, "TRUE", {"weights": torch.tensor([0.0, 3e-3, -4e-3])})
+    for lr in (1e-3, 0.1):
+        assert lesson.first_updates(False, lr=lr) == pytest.approx((3.5e-3, 1.0), rel=1e-3)
+    scale = 2.0**16  # the norm, 327.68, becomes 1; divided by the scale the gradients are 0.6 and 0.8 of 1 / scale
+    sgd, adam = lesson.first_updates(True, scale)
+    assert sgd == pytest.approx(0.7 / scale, rel=1e-3)
+    sizes = (0.6 / scale, 0.8 / scale)
+    assert adam == pytest.approx(sum(g / (g + 1e-8) for g in sizes) / 2, rel=1e-3)
+
+
 def test_training_in_float16_with_the_scaler_learns_what_float32_learns(lesson):
     """Gradients of 1e-9 vanish in float16 without it."""
     g = torch.Generator().manual_seed(0)
@@ -183,6 +212,16 @@ def test_autocast_keeps_copies_of_the_weights(lesson, tiny):
     assert one["autocast"] > copies and four["autocast"] < four["float32"] + copies
     assert four["autocast"] - one["autocast"] < 0.95 * (four["float32"] - one["float32"])
     assert four["bfloat16"] < 0.7 * four["float32"]
+
+
+@pytest.mark.skipif(profiles.current().device != "cpu", reason="other devices have other kernels")
+def test_attention_with_dropout_keeps_float32_on_a_cpu(lesson):
+    batch = lesson.batch_of(16)[:1]
+    calm, training = (
+        [meters.saved_bytes(lesson.build(arm).train(mode), batch) for arm in ("bfloat16", "float32")]
+        for mode in (False, True)
+    )
+    assert calm[0] / calm[1] == pytest.approx(0.5, abs=0.01) and training[0] / training[1] > 0.6
 
 
 # --- eight bits
@@ -404,8 +443,23 @@ def test_the_peak_of_a_step_counts_weights_gradients_and_states(lesson, tiny):
         arm = arm.replace(" + ", " ")
         peak = lesson.step_peak(arm)
         frozen = lesson.build(arm).encoder.embeddings.word_embeddings.weight.nbytes
-        assert peak > own["float32"] * (weight + gradient + state) + frozen, arm
+        there = own["float32"] * (weight + gradient + state) + frozen
+        most = there + lesson.saved(arm, lesson.BATCH) + 0.2 * frozen  # nothing else, above all no second model
+        assert there < peak < most, arm
     assert lesson.step_peak("bfloat16") < lesson.step_peak("bfloat16 master") < lesson.step_peak("float32")
+
+
+def test_paired_differences_and_curves_are_read_off_the_rows(lesson, monkeypatch):
+    rows = [
+        {"phase": phase, "arm": arm, "seed": seed, "accuracy": 0.8 + high + seed / 100, "loss": seed / 10 - high,
+         "curve": f"{seed} {high}"}
+        for phase in ("tune", "report") for arm, high in (("autocast", 0.05), ("float32", 0.0)) for seed in (1, 2, 3)
+    ]  # fmt: skip
+    for name in ("apart", "curves"):
+        monkeypatch.setitem(getattr(lesson, name).__globals__, "STUDY", rows)
+    for found, mean in zip(lesson.apart("autocast", "float32"), (0.05, -0.05), strict=True):
+        assert found == pytest.approx((mean, 0), abs=1e-9)
+    assert lesson.curves("autocast") == {seed: [seed, 0.05] for seed in (1, 2, 3)}
 
 
 def test_the_panel_reports_steps_and_what_moved(lesson, tiny):
@@ -429,6 +483,13 @@ def test_a_clocked_step_trains(lesson, tiny, arm):
     assert all(p.grad is None for p in after)
 
 
+def test_a_bare_product_is_clocked_in_both_types(lesson):
+    found = lesson.products(16, rounds=1)
+    assert set(found) == {torch.float32, torch.bfloat16} and min(found.values()) > 0
+    size = inspect.signature(lesson.products).parameters["size"].default
+    assert size == (8192 if profiles.current().device == "cuda" else 1024), "as in lesson 00"
+
+
 def test_smollm2_s_numbers_are_counted_by_the_byte(lesson, monkeypatch):
     tokenizer = zoo.smollm2()[1]
     config = small.llama(vocab_size=49152, tie_word_embeddings=True, pad_token_id=2)
@@ -443,6 +504,42 @@ def test_smollm2_s_numbers_are_counted_by_the_byte(lesson, monkeypatch):
     batch = lesson.text_batch(tokenizer, 3)
     assert torch.equal(batch["labels"] == -100, batch["attention_mask"] == 0)
     assert tokenizer.decode(batch["input_ids"][0], skip_special_tokens=True) == lesson.DATA.texts[0]
+
+
+def test_the_study_of_smollm2_trains_all_weights_and_reads_held_out_tokens(lesson, monkeypatch):
+    tokenizer = zoo.smollm2()[1]
+
+    def model():
+        torch.manual_seed(0)
+        config = small.llama(vocab_size=49152, tie_word_embeddings=True, initializer_range=0.1)
+        return AutoModelForCausalLM.from_config(config)
+
+    monkeypatch.setattr(zoo, "smollm2", lambda: (model(), tokenizer))
+    given, precision = studies_13._smollm2(), []
+    asked = {"precision": lambda arm: (precision.append(arm), given.precision(arm))[1]}
+    monkeypatch.setattr(studies_13, "_smollm2", lambda: SimpleNamespace(**vars(given) | asked))
+    studies_13._untrained.cache_clear()
+    texts = lesson.DATA.texts[lesson.DATA.test][:33]  # more than a batch
+    logits = [model().eval()(**tokenizer(text, return_tensors="pt")).logits[0] for text in texts]
+    ids = [tokenizer(text, return_tensors="pt")["input_ids"][0] for text in texts]
+    losses = torch.cat([F.cross_entropy(z[:-1], y[1:], reduction="none") for z, y in zip(logits, ids, strict=True)])
+    rows, small_run = {}, {"steps": 2, "size": 2, "held_out": 33}
+    for arm in ("float32", "autocast", "bfloat16", "bfloat16 stochastic", "bfloat16 master"):
+        cell = {"arm": arm, "lr": 1e-3, "seed": 1, "phase": "report"}
+        precision.clear()
+        rows[arm] = studies_13.smollm2_run(cell, **small_run)
+        assert precision == [arm] * 3, "two steps and the reading"
+        assert rows[arm]["before"] == pytest.approx(losses.mean().item(), rel=1e-4)
+        assert rows[arm]["loss"] == pytest.approx(rows["float32"]["loss"], abs=0.2) and 0 < rows[arm]["moved"] <= 1
+    assert rows["float32"]["loss"] < rows["float32"]["before"] - 0.01
+    assert rows["bfloat16"]["moved"] < rows["float32"]["moved"] and len({row["loss"] for row in rows.values()}) == 5
+    tuned = studies_13.smollm2_run(cell | {"phase": "tune"}, **small_run)
+    assert set(tuned) == {"moved", "score"} and tuned["score"] < 0 and -tuned["score"] != rows[cell["arm"]]["loss"]
+    other = studies_13.smollm2_run(cell | {"seed": 2}, **small_run)
+    assert other["loss"] != rows[cell["arm"]]["loss"], "a seed has sentences of its own"
+    studies_13._untrained.cache_clear()
+    assert {len(rates) for rates in studies_13.smollm2_arms(False).values()} == {2}
+    assert len(studies_13.smollm2_arms(False)) == 5 and len(studies_13.smollm2_arms(True)["float32"]) == 3
 
 
 def test_fp8_is_asked_of_torchao_for_the_encoder_alone(lesson, tiny, monkeypatch):

@@ -85,6 +85,13 @@ def wrong_keeps_float32(x, exponent, mantissa):
     return _overflow(torch.round(x / step) * step, x, exponent, mantissa)
 
 
+def wrong_through_float32(x, exponent, mantissa):
+    """Rounds to float32 first, so float64 numbers are rounded twice."""
+    x = x.float().double()
+    step = _step(x, exponent, mantissa)
+    return _overflow(torch.round(x / step) * step, x, exponent, mantissa)
+
+
 def right_by_lists(x, exponent, mantissa):
     """Writes down all numbers of the format and searches; sizes between two go to the nearer, ties to even index."""
     bias = 2 ** (exponent - 1) - 1

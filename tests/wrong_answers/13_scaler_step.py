@@ -175,6 +175,17 @@ def wrong_always_clips(optimizer, scale, good=0, interval=2000, clip=None):
     return _grow(scale, good, interval)
 
 
+def wrong_clips_by_default(optimizer, scale, good=0, interval=2000, clip=1.0):
+    """Clips to 1 where `clip` is left out."""
+    return right_by_the_norm(optimizer, scale, good, interval, clip)
+
+
+def wrong_scale_stays_above_one(optimizer, scale, good=0, interval=2000, clip=None):
+    """Never lets the scale fall below 1."""
+    scale, good = right_by_the_norm(optimizer, scale, good, interval, clip)
+    return max(scale, 1.0), good
+
+
 def right_by_the_norm(optimizer, scale, good=0, interval=2000, clip=None):
     """One norm of all gradients tells whether any is not finite, and is what clipping needs."""
     params = _params(optimizer)

@@ -89,6 +89,57 @@ def wrong_even_noise(x, generator=None):
     return (x * (1 + noise * 2.0**-7)).bfloat16()
 
 
+def wrong_three_bits(x, generator=None):
+    """Draws three random bits: what is less than an eighth of the way never goes up."""
+    return _cut(x.view(torch.int32) + (_noise(x, generator, 0, 8) << 13))
+
+
+def wrong_eight_bits(x, generator=None):
+    """Draws eight random bits of the sixteen."""
+    return _cut(x.view(torch.int32) + (_noise(x, generator, 0, 256) << 8))
+
+
+def wrong_seeds_anew(x, generator=None):
+    """Begins each call from the generator's first seed."""
+    fresh = torch.Generator().manual_seed(generator.initial_seed()) if generator else None
+    return _cut(x.view(torch.int32) + _noise(x, fresh))
+
+
+def wrong_always_seed_zero(x, generator=None):
+    """Without a generator draws the same numbers at each call."""
+    return _cut(x.view(torch.int32) + _noise(x, generator or torch.Generator().manual_seed(0)))
+
+
+def wrong_needs_a_generator(x, generator):
+    """Cannot be called without a generator."""
+    return _cut(x.view(torch.int32) + _noise(x, generator))
+
+
+def _halves(x, generator, second):
+    noise = _noise(x, generator).flatten()
+    half = len(noise) // 2
+    noise[half : 2 * half] = second(noise[:half])
+    return _cut(x.view(torch.int32) + noise.reshape(x.shape))
+
+
+def wrong_draws_used_twice(x, generator=None):
+    """The second half of the numbers gets the draws of the first."""
+    return _halves(x, generator, lambda noise: noise)
+
+
+def wrong_draws_mirrored(x, generator=None):
+    """The second half of the numbers gets the mirrored draws of the first."""
+    return _halves(x, generator, lambda noise: 65535 - noise)
+
+
+def right_by_dither(x, generator=None):
+    """Counts in steps between neighbours, adds a draw from 0 to 1 and takes the floor."""
+    wide = x.double()
+    step = torch.ldexp(torch.ones_like(wide), (torch.frexp(wide.abs()).exponent - 8).clamp(min=-133))
+    found = torch.floor(wide / step + torch.rand(x.shape, dtype=torch.float64, generator=generator)) * step
+    return torch.where(x.isfinite(), found, wide).bfloat16()
+
+
 def right_by_probability(x, generator=None):
     """Finds both neighbours and draws between them."""
     bits = x.view(torch.int32)
