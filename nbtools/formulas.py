@@ -577,7 +577,6 @@ def phases(s, workspace=0):
         work = [Storage(ledger, n) for p in own if (n := states(s, p)[1])]
         found["step"] = ledger.peak()
         del work
-        net.held = None
         for p in own:
             p.gradient = None
     ledger.peak()

@@ -4,6 +4,7 @@ Exact here means to the byte. What only a GPU could tell is tested as far as oth
 """
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import math
@@ -614,6 +615,67 @@ def test_checkpointing_costs_a_head_alone_more_than_it_saves(family, checkpointi
     assert saved.total("backward") > plain.total("backward"), "the gradient goes through all blocks, for nothing"
 
 
+def test_advice_cuts_rows_and_halves_weights_only_where_nothing_else_helps():
+    setting = {"method": "qlora", "precision": "fp16", "card": "t4"}
+    long = planner.plan("llama-3-8b", checkpointing="block", loss="chunked", attention="eager", seq=8192, **setting)
+    assert [change.what for change in long.advice()] == ["rows of 4096 tokens", "rows of 2048 tokens"]
+    short = planner.plan("llama-3-70b", seq=200, **setting).advice()
+    assert {change.arguments["seq"] for change in short} == {200}, "100 tokens are too few"
+    wide = planner.plan("llama-3.2-3b", method="full", precision="mixed", card="a100-40").advice()
+    assert [change.arguments["precision"] for change in wide] == ["bf16"]
+
+
+def test_names_of_targets_and_what_a_configuration_may_leave_out():
+    named = {name: planner.setup("smollm2-135m", targets=name).targets for name in planner.TARGETS}
+    assert named["qv"] == ("q_proj", "v_proj") and named["all-linear"] == formulas.LINEAR["llama"]
+    assert named["attention"] == ("q_proj", "k_proj", "v_proj", "o_proj")
+    assert named["mlp"] == ("gate_proj", "up_proj", "down_proj")
+    assert planner.setup("smollm2-135m", rank=192).rank == 192, "as many as the smaller side"
+    labelled = FAMILIES["bert"] | {"id2label": {"0": "a", "1": "b", "2": "c"}}
+    labels = [planner.setup(config, seq=8).labels for config in (labelled, labelled | {"num_labels": 4})]
+    assert labels == [3, 4]
+    assert planner.setup(FAMILIES["bert"] | {"num_key_value_heads": 2}, seq=8).config["num_key_value_heads"] == 4
+    for family, more in {"qwen2": {"sliding_window": 8}, "mistral": {"attention_bias": True}}.items():
+        config = FAMILIES[family]
+        assert planner.plan(config | more, seq=20, rank=4).phases == planner.plan(config, seq=20, rank=4).phases
+    windowed = planner.plan(FAMILIES["mistral"] | {"sliding_window": 8}, seq=20, rank=4)
+    assert windowed.allocated > planner.plan(FAMILIES["mistral"], seq=20, rank=4).allocated
+
+
+def test_cards_hold_a_little_less_than_is_printed_on_them():
+    printed = {"t4": 15, "3090": 24, "4090": 24, "a100-40": 40, "a100-80": 80, "h100": 80, "h200": 141}
+    assert printed.keys() == planner.CARDS.keys()
+    for card, gib in printed.items():
+        assert 0.96 * gib < planner.memory(card) / 2**30 < gib, card
+
+
+def test_all_cards_are_told_where_none_is_named():
+    plan = planner.plan("smollm2-135m")
+    lines = str(plan).splitlines()
+    assert [*plan.json()["verdicts"]] == [*planner.CARDS]
+    assert all(any(line.startswith(f"{card} (") for line in lines) for card in planner.CARDS)
+    assert [line.split()[0] for line in lines if "<- the peak" in line] == [plan.peak]
+    one = planner.plan("smollm2-135m", card="H100")
+    assert one.json()["verdicts"] == {"h100": "fits"} and one.json()["card"] == "h100"
+    assert one.json()["arguments"] == plan.arguments
+
+
+def test_a_verdict_is_about_what_is_reserved_and_what_is_allocated():
+    plan = planner.plan("smollm2-135m", card="t4")
+    room = planner.memory("t4") - 141 * MIB
+
+    def said(reserved, allocated):
+        phases = {"load": plan.phases["load"] | dict.fromkeys(plan.phases["load"], 0) | {"weights": allocated}}
+        return dataclasses.replace(plan, facts=plan.facts | {"reserved": reserved}, phases=phases).verdict()
+
+    fifth = int(room / 1.2)
+    assert (said(fifth, 1), said(fifth + MIB, 1)) == ("fits", "too close to call")
+    assert (said(2 * room, room), said(2 * room, room + 1)) == ("too close to call", "does not fit")
+    assert plan.process == plan.reserved + 141 * MIB
+    elsewhere = planner.plan("smollm2-135m", card="a100-40")
+    assert elsewhere.process == elsewhere.reserved + 500 * MIB
+
+
 def test_what_is_beside_the_figures_is_said():
     def said(*words, **asked):
         return all(word in str(planner.plan("llama-3.2-1b", **asked)) for word in words)
@@ -691,6 +753,20 @@ WRONG = [
     (("smollm2-135m",), {"card": "gtx"}, "no card 'gtx'.*t4"),
     (("smollm2-135m",), {"rank": 193}, r"between 1 and 192 \(the smaller side of k_proj\), got 193"),
     (("smollm2-135m",), {"rank": 0}, "rank must be a whole number of at least 1"),
+    (("smollm2-135m",), {"rank": True}, "rank must be a whole number of at least 1, got True"),
+    (("smollm2-135m",), {"accumulation": 0}, "accumulation must be a whole number of at least 1, got 0"),
+    (("smollm2-135m",), {"loss": "chunked", "task": "dpo"}, "loss 'chunked' is for task 'sft', not for 'dpo'"),
+    (("smollm2-135m",), {"loss": "trl", "task": "ppo"}, "loss 'trl' is for task 'sft', not for 'ppo'"),
+    (("smollm2-135m",), {"task": "classify"}, "its classifier is planned as task 'reward'"),
+    (("smollm2-135m",), {"held": True, "task": "dpo"}, "held is for task 'sft'"),
+    (("smollm2-135m",), {"method": "qlora", "upcast": True, "precision": "mixed"}, "'qlora' in 'mixed': leave it out"),
+    (("smollm2-135m",), {"method": "head", "task": "reward", "precision": "fp16"}, "'head' in 'fp16' has 16-bit"),
+    (
+        ({key: value for key, value in FAMILIES["mistral"].items() if key != "num_key_value_heads"},),
+        {},
+        "lacks num_key",
+    ),
+    ((LLAMA | {"hidden_size": 0},), {}, "hidden_size .* at least 1, got 0"),
     (("smollm2-135m",), {"seq": 8193}, "at most 8192.*got 8193"),
     (("smollm2-135m",), {"targets": "q_proj,x"}, "no target 'x'"),
     (("smollm2-135m",), {"method": "lorra"}, "no method 'lorra'"),
