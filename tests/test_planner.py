@@ -621,6 +621,10 @@ def test_advice_cuts_rows_and_halves_weights_only_where_nothing_else_helps():
     assert [change.what for change in long.advice()] == ["rows of 4096 tokens", "rows of 2048 tokens"]
     short = planner.plan("llama-3-70b", seq=200, **setting).advice()
     assert {change.arguments["seq"] for change in short} == {200}, "100 tokens are too few"
+    eager = {"attention": "eager", "seq": 8192, "precision": "fp16"}
+    told = {card: planner.plan("llama-3.2-1b", **eager, card=card).advice() for card in ("t4", "4090")}
+    turned = {card: {change.arguments["attention"] for change in changes} for card, changes in told.items()}
+    assert turned == {"t4": {"eager"}, "4090": {"sdpa"}}, "a T4 would fall back to keeping all weights in 32 bits"
     wide = planner.plan("llama-3.2-3b", method="full", precision="mixed", card="a100-40").advice()
     assert [change.arguments["precision"] for change in wide] == ["bf16"]
 
