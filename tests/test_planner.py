@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from nbtools import cli, formulas, measuring, meters, planner, profiles, records, studies_planner, tracing, zoo
 from nbtools.allocator import MIB, CachingAllocator
 from nbtools.errors import NbtoolsError
-from nbtools.ledger import Ledger
+from nbtools.ledger import Leaf, Ledger
 
 COMMON = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
 LLAMA = COMMON | {"model_type": "llama", "vocab_size": 500, "num_key_value_heads": 2, "max_position_embeddings": 256}
@@ -214,6 +214,20 @@ def test_gradients_that_meet_are_three_storages_for_a_moment():
     own.peak()
     own.backward(total)
     assert sum(own.peak().values()) == pytest.approx(sum(live.peak().values()), rel=0.02)
+
+
+def test_many_chunks_weigh_what_all_of_them_would(monkeypatch):
+    peaks = []
+    for followed in (formulas.MANY, 10**6):
+        monkeypatch.setattr(formulas, "MANY", followed)
+        net = formulas.Decoder(planner.setup(WIDE, loss="chunked", seq=250, batch=60))
+        hidden = net.ledger.new(net.tokens * net.d, 2)
+        hidden.node = Leaf(hidden)
+        loss = formulas.in_chunks(net, hidden, lambda x, net=net: net.ledger.unary(net.logits(x), "out"))
+        net.ledger.peak()
+        net.ledger.backward(loss)
+        peaks.append(sum(net.ledger.peak().values()))
+    assert peaks[0] == pytest.approx(peaks[1], rel=0.01)
 
 
 TRACED = [
