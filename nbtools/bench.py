@@ -38,7 +38,8 @@ BARE, TRAINER, METER, IMPORT = 0.97, 1.0, 0.01, 0.3  # speed against each; share
 PPO = 1.0  # speed against trl's trainer
 HEAVY = ("torch", "transformers", "matplotlib", "ipywidgets", "nbformat", "IPython")
 LIGHT = (
-    "assets, checks, cli, formulas, ledger, meters, notebooks, planner, plots, profiles, records, studies, train, zoo"
+    "allocator, assets, checks, cli, formulas, ledger, meters, notebooks, planner, plots, profiles, records, studies, "
+    "train, zoo"
 )
 
 

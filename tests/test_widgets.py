@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import ipywidgets as W
 import pytest
 
-from nbtools import widgets
+from nbtools import profiles, widgets
 from nbtools.errors import NbtoolsError
 from nbtools.widgets import PanelError, Stopped, log, panel, quiz
 
@@ -456,7 +456,8 @@ def test_what_fits_is_not_asked_about_and_nobody_is_asked_where_nobody_is(front,
     assert heavy().runs[0].state == "done", "headless: the run itself tells"
 
 
-def test_the_planner_says_what_a_run_needs():
+def test_the_planner_says_what_a_run_needs(monkeypatch):
+    monkeypatch.setattr(profiles, "current", lambda: SimpleNamespace(device="cpu"))
     small, large = (widgets.planned("smollm2-135m", method="lora", batch=batch) for batch in (1, 8))
     assert 200e6 < small < large
     assert widgets.planned({"model_type": "t5"}) == 0, "of what the planner does not know nobody is asked"
