@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 
-from nbtools import notebooks, planner
+from nbtools import formulas, notebooks, planner
 from nbtools.errors import NbtoolsError
 
 
@@ -61,12 +61,13 @@ def run(args):
 
 
 def test(args):
-    """run the tests, all stages or those named: style, package, notebooks, contract, colab"""
+    """run the tests, all stages or those named: style, package, alone, notebooks, contract, colab"""
     python, pytest = sys.executable, ["-m", "pytest", "-ra"]
     nbval = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=600", "notebooks"]
     stages = {
         "style": [python, "-m", "ruff", "check", "."],
-        "package": [python, *pytest, "tests"],
+        "package": [python, *pytest, "-m", "not alone", "-n", "2", "--dist", "loadfile", "tests"],
+        "alone": [python, *pytest, "-m", "alone", "tests"],
         "notebooks": [python, *pytest, *nbval],
         "contract": [python, "-m", "nbtools.cli", "check"],
         "colab": [".venv-colab/bin/python", *pytest, "tests/test_widgets.py", "tests/test_meters.py"],
@@ -78,8 +79,8 @@ def test(args):
     environment, rows = os.environ | {"PYTHONPATH": str(notebooks.ROOT)}, []
     for stage in args.stages or stages:
         print(f"\n== {stage}: {' '.join(stages[stage])}", flush=True)
-        start = time.monotonic()
-        status = subprocess.run(stages[stage], cwd=notebooks.ROOT, env=environment).returncode
+        start, one = time.monotonic(), {"OMP_NUM_THREADS": "1"} if stage == "package" else {}
+        status = subprocess.run(stages[stage], cwd=notebooks.ROOT, env=environment | one).returncode
         rows.append((stage, "FAILED" if status else "ok", time.monotonic() - start))
     print("\n== stage      result   seconds")
     for stage, result, seconds in rows:
@@ -126,15 +127,22 @@ def bench(args):
 
 
 def plan(args):
-    """predict the memory of a training step, phase by phase, and say what to turn to make it fit"""
+    """predict the memory of a training step on one card, phase by phase, and say what to turn to make it fit"""
     import json
+    import re
+    import shutil
+    import textwrap
 
     from nbtools import meters
 
-    options = {key: value for key, value in vars(args).items() if key not in ("function", "model", "json", "trace")}
+    own = ("function", "model", "json", "trace", "figure")
+    options = {key: value for key, value in vars(args).items() if key not in own}
     found, traced = planner.plan(args.model, **options), None
+    if args.figure:
+        _save(found.figure(), args.figure)
     if args.trace:
         planner.traceable(found.setup)
+        print("Tracing the model's own code, up to some minutes ...", file=sys.stderr)
         from nbtools import tracing
 
         traced = tracing.trace(args.model, **options)
@@ -143,7 +151,10 @@ def plan(args):
         more = {"counted": counted.phases, "traced": traced} if traced else {}
         print(json.dumps(found.json() | more, indent=1))
         return 0
-    print(found)
+    width = max(60, shutil.get_terminal_size((100, 24)).columns)
+    for line in str(found).splitlines():
+        whole = re.sub(r"(?<=\d) (?=[KMG]?i?B\b|%)", "\xa0", line)  # a number stays with its unit
+        print(textwrap.fill(whole, width, subsequent_indent="  ", break_on_hyphens=False).replace("\xa0", " "))
     if traced:
         print("\nwithout a GPU's allocator and kernels:\nphase         formulas      traced")
         for phase, held in traced.items():
@@ -151,6 +162,13 @@ def plan(args):
             apart = f"  apart by {off:+.1%}" if abs(off) > 0.02 else ""
             print(f"{phase:10} {meters.size(counted.total(phase)):>11} {meters.size(bytes_):>11}{apart}")
     return 0
+
+
+def _save(figure, file):
+    try:
+        figure.savefig(file)
+    except (OSError, ValueError) as error:
+        raise NbtoolsError(f"The figure cannot be written to {file!r} ({error}): give another file.") from None
 
 
 def study(args):
@@ -174,9 +192,16 @@ def _books(args):
     return books
 
 
+class Parser(argparse.ArgumentParser):
+    """One that answers a wrong argument with one sentence, as all else here does."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}; {self.prog} --help lists what there is.\n")
+
+
 def parser():
     """The argument parser; a subcommand's help is the docstring of its function."""
-    main = argparse.ArgumentParser(prog="nbtools", description="The course's plumbing; `make` has everyday commands.")
+    main = Parser(prog="nbtools", description="The course's plumbing; `make` has everyday commands.")
     commands, add = main.add_subparsers(required=True, metavar="COMMAND"), {}
     for function in (doctor, fetch, lab, run, test, clean, check, student, build, bench, plan, study, report):
         add[function] = commands.add_parser(function.__name__, help=function.__doc__, description=function.__doc__)
@@ -186,7 +211,7 @@ def parser():
     add[lab].add_argument("options", nargs="*", help="options for JupyterLab, after a --")
     add[run].add_argument("notebook", help="number or name, as in 01")
     add[run].add_argument("--profile", choices=["cpu", "gpu"], help="instead of what this machine is")
-    add[test].add_argument("stages", nargs="*", help="style, package, notebooks, contract, colab; all without a name")
+    add[test].add_argument("stages", nargs="*", help="style, package, alone, notebooks, contract, colab; all without")
     for function in (clean, check, student, build):
         add[function].add_argument("notebooks", nargs="*", metavar="NB", help="numbers or names; all without a name")
     add[clean].add_argument("--check", action="store_true", help="change nothing, exit 1 if something would change")
@@ -200,9 +225,12 @@ def parser():
 
 
 def _plan_arguments(parser):
-    parser.add_argument("model", help=f"{', '.join(planner.MODELS)}, or a folder with a config.json")
+    known = ", ".join(formulas.DECODERS + formulas.ENCODERS)
+    models = ", ".join(planner.MODELS)
+    parser.add_argument("model", help=f"{models}, or a folder with a config.json or a hub name, of type {known}")
     for name, choices in planner.CHOICES.items():
-        parser.add_argument(f"--{name}", help=", ".join(choices), default=planner.DEFAULTS[name])
+        meaning = f" ({planner.MEANINGS[name]})" if name in planner.MEANINGS else ""
+        parser.add_argument(f"--{name}", help=", ".join(choices) + meaning, default=planner.DEFAULTS[name])
     for name in planner.SWITCHES:
         flag, what = f"--{name.replace('_', '-')}", argparse.BooleanOptionalAction
         parser.add_argument(flag, action=what, default=planner.DEFAULTS[name], help=planner.SWITCHES[name])
@@ -211,9 +239,13 @@ def _plan_arguments(parser):
         parser.add_argument(f"--{name}", type=int, default=planner.DEFAULTS[name], help=what)
     parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     parser.add_argument("--targets", help="all-linear, attention, mlp, qv, or names of layers", default="all-linear")
-    parser.add_argument("--card", help=", ".join(planner.CARDS))
+    parser.add_argument("--reward-model", help="of ppo, frozen beside the policy; named as the model")
+    parser.add_argument("--card", help=f"{', '.join(planner.CARDS)}, or its memory in GiB as CUDA tells it")
     parser.add_argument("--json", action="store_true", help="everything as JSON")
-    parser.add_argument("--trace", action="store_true", help="also run the model's own code without data, in seconds")
+    parser.add_argument("--figure", metavar="FILE", help="also draw the phases, to a .png, .svg or .pdf")
+    parser.add_argument(
+        "--trace", action="store_true", help="also run the model's own code without data, up to minutes"
+    )
 
 
 def main(argv=None):

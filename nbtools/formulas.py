@@ -9,7 +9,8 @@ Design choices
   reads 16-bit floats without a 32-bit copy and makes grad x output in backward. The rest is as on a CPU.
 - transformers computes the loss inside forward, so there the last hidden state is alive until the loss is.
 - A reference policy (DPO, PPO) is the model without its adapter, or a frozen copy where there is no adapter. PPO's
-  value is a linear layer on the policy's last hidden state; its reward model is not counted.
+  value is a linear layer on the policy's last hidden state; a reward model lies there frozen, and its own forward
+  pass, without gradients or logits, is taken to need less than the policy's.
 """
 
 from .allocator import CachingAllocator
@@ -89,10 +90,10 @@ class Linear:
 class Net:
     """What decoders and encoders share: weights, attention, checkpointing of blocks."""
 
-    def __init__(self, s, cuda=False):
+    def __init__(self, s, cuda=False, ledger=None):
         self.s, self.plain, self.cuda = s, False, cuda
         self.size = 2 if s.precision in ("bf16", "fp16", "amp") and not s.upcast else 4
-        self.ledger = Ledger(s.precision in ("mixed", "amp"), CachingAllocator() if cuda else None)
+        self.ledger = ledger or Ledger(s.precision in ("mixed", "amp"), CachingAllocator() if cuda else None)
         c = self.c = s.config
         self.d, self.f, self.heads = c["hidden_size"], c["intermediate_size"], c["num_attention_heads"]
         self.kv, self.hd, self.tokens = c["num_key_value_heads"], c["head_dim"], s.rows * s.seq
@@ -125,7 +126,11 @@ class Net:
         out, rows = ledger.new(q.n, q.size), ledger.new(q.n // self.hd, 4)
         return ledger.op(out, q, k, v, keep=[q, k, v, out, rows, *bias]), None
 
-    flash = efficient = sdpa
+    flash = sdpa
+
+    def efficient(self, q, k, v, mask=None):
+        """The memory-efficient kernel wants a key for each query: grouped heads are repeated for it."""
+        return self.sdpa(q, k, v, mask) if mask is not None else self.sdpa(q, self.repeated(k), self.repeated(v))
 
     def math(self, q, k, v, mask=None):
         """torch's fallback, which keeps the weights in 32 bits; with a mask transformers repeats the heads instead."""
@@ -207,8 +212,8 @@ class Net:
 class Decoder(Net):
     """Llama, Mistral, Qwen2 and Gemma2, each as ForCausalLM and as ForSequenceClassification (task reward)."""
 
-    def __init__(self, s, cuda=False):
-        super().__init__(s, cuda)
+    def __init__(self, s, cuda=False, ledger=None):
+        super().__init__(s, cuda, ledger)
         c, norms = self.c, 4 if s.kind == "gemma2" else 2
         self.vocabulary, self.gemma = c["vocab_size"], s.kind == "gemma2"
         self.embedding = self.weight(self.vocabulary * self.d)
@@ -324,8 +329,8 @@ class Decoder(Net):
 class Encoder(Net):
     """BertForSequenceClassification and ViTForImageClassification."""
 
-    def __init__(self, s, cuda=False):
-        super().__init__(s, cuda)
+    def __init__(self, s, cuda=False, ledger=None):
+        super().__init__(s, cuda, ledger)
         c, d, self.bert = self.c, self.d, s.kind == "bert"
         if self.bert:
             self.tables = [
@@ -538,12 +543,17 @@ def states(s, parameter):
     return own + ([] if small else [4 * -(-n // 256)] * 2), 0
 
 
+def model(s, cuda=False, ledger=None):
+    """The net of a planner.Setup."""
+    return (Decoder if s.kind in DECODERS else Encoder)(s, cuda, ledger)
+
+
 def phases(s, workspace=0):
     """({phase: {part: bytes}}, facts) of a planner.Setup's second step; facts: bytes kept for backward and so on.
 
     workspace: bytes that cuBLAS keeps for a thread on this card, 0 for a CPU. Fact "reserved", bytes, is a GPU's alone.
     """
-    net = (Decoder if s.kind in DECODERS else Encoder)(s, workspace > 0)
+    net = model(s, workspace > 0)
     ledger, threads = net.ledger, []
     loss_of = {"dpo": preference, "ppo": ppo, "reward": score}.get(
         s.task, {"chunked": chunked, "trl": trl}.get(s.loss, cross_entropy)
@@ -551,7 +561,8 @@ def phases(s, workspace=0):
     copy = None
     if s.task in ("dpo", "ppo") and not s.targets:
         copy = [Storage(ledger, p.home.bytes, "weights") for p in ledger.parameters]
-    own = [p for p in ledger.parameters if p.trained]
+    parameters, own = [*ledger.parameters], [p for p in ledger.parameters if p.trained]
+    judge = model(s.judge, ledger=ledger) if s.judge else None
     found = {"load": ledger.peak()}
     batch, kept_states = ledger.new(net.inputs(), 1), []
     for _ in range(2):
@@ -584,16 +595,16 @@ def phases(s, workspace=0):
         found["generation"] = generation(net)
     facts = {
         "kept for backward": kept,
-        "parameters": sum(p.count for p in ledger.parameters if p.part == "weights"),
+        "parameters": sum(p.count for p in parameters if p.part == "weights"),
         "trained": sum(p.n for p in own),
-        "weights": sum(p.home.bytes for p in ledger.parameters if p.part == "weights"),
-        "adapters": sum(p.home.bytes for p in ledger.parameters if p.part == "adapters"),
+        "weights": sum(p.home.bytes for p in parameters if p.part == "weights"),
+        "adapters": sum(p.home.bytes for p in parameters if p.part == "adapters"),
         "gradients": sum(p.n * p.size for p in own),
         "optimizer": sum(state.bytes for state in kept_states),
     }
     if workspace:
         facts["reserved"] = ledger.allocator.reserved
-    del copy, batch, threads
+    del copy, batch, threads, judge
     return found, facts
 
 

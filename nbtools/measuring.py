@@ -63,7 +63,7 @@ def measure(model, **arguments):
     s, device = planner.setup(model, **arguments), profiles.current().device
     if s.attention == "flash" and device == "cpu":
         raise NbtoolsError("attention 'flash' runs on a GPU alone: measure 'sdpa' here.")
-    with Allocator() if device == "cuda" else tracing.LiveBytes() as gauge, torch.device(device):
+    with Allocator() if device == "cuda" else tracing.LiveBytes() as gauge, torch.device(device), tracing.heads(s):
         found = tracing.two_steps(s, real(s), gauge, device)
         outside = gauge.outside() if device == "cuda" else {}
     phases = {phase: sum(parts.values()) for phase, parts in found.items()}

@@ -154,8 +154,8 @@ class Meter:
 
     live=True shows memory while it runs, `period` seconds a refresh (or give an ipywidgets.HTML to draw into). Where
     threads can show nothing (Colab) call `m.update()` now and then from the main thread; a call too early does nothing.
-    With a model, and its optimizer, a bar tells parameters, gradients and optimizer (exact) from the rest: on CUDA what
-    else the allocator has handed out, mostly activations; on a CPU what else the process has grown by. Gradients count
+    With a model, and its optimizer, a bar tells parameters, gradients and optimizer (exact) from activations and the
+    rest: on CUDA what else the allocator has handed out, on a CPU what else the process has grown by. Gradients count
     from when backward has made them until the optimizer's step is over: hooks tell, for another thread must not look.
     Where memory runs out in the block it raises OutOfMemory.
     """
@@ -278,7 +278,7 @@ class Meter:
                 point["reserved"] = cuda.memory_reserved(self._device)
             if known := self._parts(None if final else sum(list(self._gradients.values()))):
                 new = point.get("allocated", point["process"] - self.start_process + self._at_start)
-                point["parts"] = known | {"the rest": max(0, new - sum(known.values()))}
+                point["parts"] = known | {"activations and the rest": max(0, new - sum(known.values()))}
         self._history = [*self._history, point][-120:]
         if self._widget is not None:
             self._widget.value = self.to_html()

@@ -5,7 +5,8 @@ Design choices
 - Bytes of tensors come from `formulas`, checked against `tracing` (the real modules under fake tensors) and, where a
   CPU can tell, against real small models. No torch is imported here.
 - What PyTorch reserves on a GPU comes from replaying the step's requests in a copy of its allocator's rules.
-- Of GPUs, published measurements of a T4 have been compared (study planner-t4) and nothing else; every answer says so.
+- Of GPUs, published measurements of a T4 have been compared (study planner-t4), with options of their own; every answer
+  says so.
 - A verdict is "does not fit" where the tensors alone do not, "fits" where what is reserved does with a margin to spare.
   Between the two the allocator has to give segments back, and may fail: "too close to call".
 """
@@ -25,18 +26,21 @@ MIB = 2**20
 # than nvidia-smi shows. Of the T4, with error correction on.
 CARDS = {
     "t4": 14.5625,
+    "a10g": 21.99,
     "3090": 23.55,
     "4090": 23.52,
     "a100-40": 39.25,
+    "l40s": 44.4,
     "a100-80": 79.14,
     "h100": 79.1,
     "h200": 139.72,
 }
 CONTEXT, CONTEXT_ELSE = {"t4": 141 * MIB}, 500 * MIB  # measured on a T4 (datasets/t4-measurements.toml), else assumed
+SAME = {"a100": "a100-40 or a100-80", "h100-80": "h100", "h200-141": "h200"}  # what else cards are called
 CHECKED = (
-    "Not validated on a GPU but for 61 published measurements of a T4 (LoRA and QLoRA in fp16, checkpointing block; 12 "
-    "held out): allocated was within 1.2 %, reserved from 13 % less than replayed to 19 % more. Contexts (500 MiB; T4 "
-    "141), other cards, methods and kernels are unchecked."
+    "Of GPUs only a T4 has checked this: 61 published measurements (LoRA and QLoRA in fp16, checkpointing block; 12 "
+    "of QLoRA held out). Predicted of these: allocated within 1.2 %, reserved from 15.9 % too low to 14.3 % too high. "
+    "Not validated: other cards, methods and kernels, and contexts (500 MiB; T4 141)."
 )
 MARGIN = 1.2  # on what is reserved: more than the worst of those measurements
 WORKSPACE, LARGER = 8320 * 2**10, {"h100": 32 * MIB, "h200": 32 * MIB}  # cuBLAS, bytes a thread, by torch's defaults
@@ -59,6 +63,15 @@ CHOICES = {
     "loss": LOSSES,
     "optimizer": OPTIMIZERS,
     "device": DEVICES,
+}
+MEANINGS = {  # of CHOICES, where names alone do not tell
+    "precision": "mixed: 32-bit weights under autocast; amp: 16-bit weights under autocast, as trl's trainers do; "
+    "bf16, fp16: 16-bit weights, no autocast; LoRA's adapters are 32-bit in all",
+    "attention": "sdpa is torch's choice of flash, efficient or math; efficient has grouped heads repeated first",
+    "checkpointing": "selective: every second block",
+    "loss": "chunked: logits of 256 tokens at a time; trl: its chunked_nll",
+    "optimizer": "adamw-8bit and adamw-paged: bitsandbytes' in 8 bits, of the latter large states on the host",
+    "device": "cpu: tensors alone, as a trace counts them",
 }
 SWITCHES = {
     "double_quant": "NF4's scales quantised too (qlora)",
@@ -100,6 +113,7 @@ class Setup:
     held: bool
     device: str
     labels: int = 2
+    judge: "Setup | None" = None  # PPO's reward model, frozen
 
     @property
     def kind(self):
@@ -164,7 +178,8 @@ def normalised(name, config):
     kind = config.get("model_type")
     known = formulas.DECODERS + formulas.ENCODERS
     if kind not in known:
-        raise UnknownKind(f"{name} is a {kind!r} model, which is not known here: the planner knows {', '.join(known)}.")
+        what = f"is a {kind!r} model, which is not known here" if kind else "has no model_type in its configuration"
+        raise UnknownKind(f"{name} {what}: the planner knows {', '.join(known)}.")
     needed = REQUIRED + (() if kind == "vit" else ("vocab_size", "max_position_embeddings"))
     needed += ("image_size", "patch_size", "num_channels") if kind == "vit" else ()
     needed += ("num_key_value_heads",) if kind in ("mistral", "qwen2", "gemma2") else ()
@@ -214,6 +229,7 @@ def _window(kind, config):
 def setup(model, **given):
     """A Setup out of plan's arguments. Raises NbtoolsError: one sentence that names the value and the way out."""
     given = {key: value for key, value in (DEFAULTS | given).items() if key != "card"}
+    reward_model = given.pop("reward_model")
     method, task, rank, targets, seq, loss = (
         given[key] for key in ("method", "task", "rank", "targets", "seq", "loss")
     )
@@ -233,19 +249,35 @@ def setup(model, **given):
         seq = (config["image_size"] // config["patch_size"]) ** 2 + 1
     elif seq > config["max_position_embeddings"]:
         context = config["max_position_embeddings"]
-        raise NbtoolsError(f"seq must be at most {context}, the context of {name}, got {seq}: shorten the rows.")
+        raise NbtoolsError(
+            f"seq must be at most {context}, the context of {name}, got {seq}: shorten the rows, or raise "
+            "max_position_embeddings in a config.json of your own."
+        )
     _fit_together(name, config, encoder, method, task, loss)
     _switched(given)
     chosen = _targets(config, targets) if method in ("lora", "qlora") else ()
-    for layer in chosen:
-        side = min(formulas.sides(config)[layer])
-        if rank > side:
-            raise NbtoolsError(f"rank must be between 1 and {side} (the smaller side of {layer}), got {rank}.")
+    side, layer = min(((min(formulas.sides(config)[layer]), layer) for layer in chosen), default=(rank, None))
+    if rank > side:
+        raise NbtoolsError(f"rank must be between 1 and {side} (the smaller side of {layer}), got {rank}.")
     task = "classify" if encoder else task
     labels = config.get("num_labels") or len(config.get("id2label") or "ab")
-    return Setup(
+    found = Setup(
         **given | {"name": name, "config": config, "task": task, "targets": chosen, "seq": seq, "labels": labels}
     )
+    return found if reward_model is None else replace(found, judge=_judge(found, reward_model))
+
+
+def _judge(s, reward_model):
+    """The Setup of a frozen model with one score, in the precision of the policy."""
+    if s.task != "ppo":
+        raise NbtoolsError(f"reward_model is for task 'ppo', not for {s.task!r}: leave it out.")
+    name, config = configuration(reward_model)
+    config = normalised(name, config)
+    if config["model_type"] == "vit":
+        raise NbtoolsError(f"{name} reads images and cannot be a reward_model: name a model of text.")
+    task = "classify" if config["model_type"] in formulas.ENCODERS else "reward"
+    more = {"method": "lora", "targets": (), "upcast": False, "checkpointing": "off"}  # nothing is trained
+    return replace(s, name=name, config=config, task=task, labels=1, **more)
 
 
 def _fit_together(name, config, encoder, method, task, loss):
@@ -296,7 +328,7 @@ def _targets(config, targets):
     layers = formulas.LINEAR[config["model_type"]]
     if isinstance(targets, str):
         names = [target.strip() for target in targets.split(",")]
-        targets = layers[TARGETS[targets]] if targets in TARGETS else names
+        targets = [layer for name in names for layer in (layers[TARGETS[name]] if name in TARGETS else [name])]
     if unknown := [target for target in targets if target not in layers]:
         raise NbtoolsError(
             f"There is no target {unknown[0]!r}: choose {', '.join(TARGETS)} or some of {', '.join(layers)}."
@@ -306,7 +338,7 @@ def _targets(config, targets):
 
 @dataclass(frozen=True)
 class Change:
-    """One thing to turn, after those before it: the new peak and process in bytes, its price in speed in words."""
+    """One thing to turn, after those before it: the new peak and process in bytes, its price in words."""
 
     what: str
     price: str
@@ -314,9 +346,10 @@ class Change:
     peak: int
     process: int
     verdict: str
+    flags: str  # of `nbtools plan`, for this change alone
 
     def __str__(self):
-        return f"{self.what}: {size(self.process)}, {self.verdict} ({self.price})"
+        return f"{self.what} [{self.flags}]: {size(self.process)}, {self.verdict} ({self.price})"
 
 
 @dataclass(frozen=True)
@@ -353,16 +386,37 @@ class Plan:
         return self.reserved + self.phases[self.peak]["context"]
 
     def verdict(self, card=None):
-        """ "fits", "does not fit" or "too close to call". Raises NbtoolsError for an unknown card and for a CPU."""
+        """ "fits", "does not fit", "too close to call" or, for what this card has no kernel for, "cannot run".
+
+        Raises NbtoolsError for an unknown card and for a CPU.
+        """
         card = card or self.card
         room = memory(card) - CONTEXT.get(card, CONTEXT_ELSE)
         if self.setup.device == "cpu":
             raise NbtoolsError(f"Device 'cpu' has no card, got {card!r}: leave one of them out.")
-        if card != self.card and (self.setup.attention == "math") != _falls_back(setup(**self.arguments), card):
-            return plan(**self.arguments, card=card).verdict()  # another kernel there
+        if card == "t4" and self.setup.attention == "flash":
+            return "cannot run"
+        if card != self.card and (there := self._there(card)):
+            return there.verdict()
         if self.reserved * MARGIN <= room:
             return "fits"
         return "does not fit" if self.allocated > room else "too close to call"
+
+    def _there(self, card):
+        """The plan for a card where attention runs in another kernel than here, else None."""
+        if (self.setup.attention == "math") != _falls_back(setup(**self.arguments), card):
+            return plan(**self.arguments, card=card)
+        return None
+
+    def _line(self, card):
+        """A card's verdict, and what is otherwise there than in the figures above."""
+        told, verdict, there = [], self.verdict(card), None
+        if not self.card and verdict != "cannot run" and (there := self._there(card)):
+            told.append(f"{size(there.process)} with its {there.setup.attention} kernel for attention")
+        if not self.card and card == "t4":
+            told += ["no flash attention"] * (verdict == "cannot run")
+            told += ["no bf16 units"] * (self.setup.precision in ("bf16", "amp", "mixed"))
+        return f"{card} ({size(memory(card))}): {verdict}{' (' * bool(told)}{'; '.join(told)}{')' * bool(told)}"
 
     def advice(self, card=None):
         """The cheapest changes in order, each on top of those before it, until it fits; [] where it does.
@@ -370,27 +424,34 @@ class Plan:
         Without those that the later ones make needless.
         """
         card, now, found, plans = card or self.card, self, [], {}
-        for change in ORDER:
-            while now.verdict(card) != "fits":
-                then = _turned(now, [change], card, plans)
-                if not then or then.allocated > 0.99 * now.allocated:
-                    break
-                now, found = then, [*found, change]
-                if change is not BATCH:
-                    break
+        room = memory(card) - CONTEXT.get(card, CONTEXT_ELSE)
+        for i, change in enumerate(ORDER):
+            if now.verdict(card) == "fits":
+                break
+            if i < len(CHANGES) and now.total("load") > room and change not in LIGHTER:
+                continue  # of no use as long as the weights alone are too many
+            then, turns = (
+                _fewest_halvings(now, card, plans) if change is BATCH else (_turned(now, [change], card, plans), 1)
+            )
+            lighter = then and now.total("load") > room and then.total("load") < 0.99 * now.total("load")
+            if then and (lighter or then.allocated <= 0.99 * now.allocated):
+                now, found = then, [*found, *[change] * turns]
         for i in reversed(range(len(found) - 1)):
             without = found[:i] + found[i + 1 :]
             then = _turned(self, without, card, plans)
             if then and then.verdict(card) == "fits":
                 found = without
-        made = {}
+        made, before = [], self.arguments
         for i, change in enumerate(found):
+            if change is BATCH and found[i + 1 : i + 2] == [BATCH]:
+                continue  # of halvings the last is told
             then = _turned(self, found[: i + 1], card, plans)
             sizes = then.allocated, then.process, then.verdict(card)
-            made.pop(BATCH[0] if change is BATCH else None, None)  # of halvings the last is told
-            name = change[0] if change is BATCH else i
-            made[name] = Change(change[0].format(**then.arguments), change[1], then.arguments, *sizes)
-        return [*made.values()]
+            price = change[1][before["method"] in ("lora", "qlora")] if change is HALVED else change[1]
+            flags = _flags(before, then.arguments)
+            made.append(Change(change[0].format(**then.arguments), price, then.arguments, *sizes, flags))
+            before = then.arguments
+        return made
 
     def __str__(self):
         s, top = self.setup, self.phases[self.peak]
@@ -398,11 +459,12 @@ class Plan:
         adapters = f" (rank {s.rank} in {kinds})" if s.targets else ""
         lines = [
             f"{s.name}, {s.method}{adapters}, {s.task}, {s.rows} x {s.seq} tokens, {s.precision}, "
-            f"{s.attention} attention, checkpointing {s.checkpointing}, {s.loss} loss, {s.optimizer}",
+            f"{s.attention} attention, checkpointing {s.checkpointing}, {s.loss} loss, {s.optimizer}"
+            f"{f', reward model {s.judge.name}' if s.judge else ''}",
             f"{self.facts['parameters']:,} parameters; trained: {self.facts['trained']:,}"
             f"{' in adapters' * bool(s.targets)}",
             "",
-            "phase       allocated",
+            "phase       allocated   (load: what stays; the rest: of a second step, with the optimizer's states)",
             *(f"{p:10} {size(self.total(p)):>10}{'  <- the peak' * (p == self.peak)}" for p in self.phases),
             "",
             "at the peak: " + ", ".join(f"{part} {size(n)}" for part, n in top.items() if n and part != "context"),
@@ -410,42 +472,74 @@ class Plan:
             + (f", reserved {size(self.reserved)}, process {size(self.process)}" if s.device == "cuda" else ""),
         ]
         shown = () if s.device == "cpu" else [self.card] if self.card else CARDS
-        lines += [f"{card} ({size(memory(card))}): {self.verdict(card)}" for card in shown]
-        lines += ["(fits: 1.2 times what is reserved has room; does not fit: what is allocated has none)"] * bool(shown)
+        lines += [self._line(card) for card in shown]
+        lines += [
+            "(room: the card less the context; fits: 1.2 times what is reserved has room; does not fit: what is "
+            "allocated alone has none; else too close to call)"
+        ] * bool(shown)
         lines += self._notes()
         if self.card and (changes := self.advice()):
             lines += [
                 "",
-                "cheapest changes, one on top of the other:",
+                "cheapest changes, one on top of the other, and process with each:",
                 *(f"{i}. {c}" for i, c in enumerate(changes, 1)),
             ]
         if self.card and (changes or [self])[-1].verdict != "fits" and self.verdict() != "fits":
-            last = plan(**changes[-1].arguments) if changes else self
-            cards = [card for card in sorted(CARDS, key=CARDS.get) if last.verdict(card) == "fits"]
-            larger = f"the smallest card here that holds it so: {cards[0]}" if cards else "no card here holds it"
-            lines.append(f"none of these makes it fit on a {self.card}; {larger}")
+            lines.append(self._elsewhere(changes))
         return "\n".join([*lines, "", CHECKED])
+
+    def _elsewhere(self, changes):
+        """A sentence for what no change makes fit: which cards hold it with all of them made."""
+        last = plan(**changes[-1].arguments) if changes else self
+        cards = [card for card in sorted(CARDS, key=CARDS.get) if last.verdict(card) == "fits"]
+        alike = [card for card in cards if CARDS[card] < 1.01 * CARDS[cards[0]]]
+        larger = f"the smallest card here that holds it{' so' * bool(changes)}: {' or '.join(alike)}"
+        none = "no single card here holds it, and what several share (FSDP, ZeRO) is not planned"
+        which = "none of these" if changes else "no change known here"
+        return f"{which} makes it fit on a {self.card}; {larger if cards else none}"
 
     def _notes(self):
         """Sentences on what is beside the figures for this very question."""
         s, found = self.setup, []
         if self.card == "t4" and s.precision in ("bf16", "mixed", "amp"):
-            halved = s.precision != "mixed" and s.method in ("lora", "qlora")
-            other = "plan precision fp16" if halved else "mixed stands for fp16 autocast, with as many bytes"
-            found.append(f"a T4 has no bf16 units: {other}")
+            other = f"plan precision {'fp16' if s.method in ('lora', 'qlora') else 'mixed'}"
+            same = "mixed stands for fp16 autocast, with as many bytes"
+            found.append(f"a T4 has no bf16 units: {same if s.precision == 'mixed' else other}")
+        if s.method in ("full", "head") and s.precision in ("bf16", "amp"):
+            found.append(
+                f"{s.precision}: what is trained and the optimizer's states are in 16 bits, where small updates can be "
+                "lost; precision mixed keeps 32"
+            )
+        if s.device == "cuda" and not self.card and any(self.verdict(card) != "fits" for card in CARDS):
+            found.append("for the cheapest changes name a card")
         if s.attention != self.arguments["attention"]:
             found.append(
                 "sdpa's fast kernels refuse these grouped heads here, so torch takes its math kernel; "
                 "a batch that needs a padding mask does not meet this"
             )
+        if unused := self._unused():
+            found.append(f"{' and '.join(unused)}: without a part in {s.name} with method {s.method}")
         if s.task == "ppo":
-            found.append("ppo: a reward model, and a value model of its own such as trl trains, are not counted")
-        if s.optimizer in ("adamw-8bit", "adamw-paged") and s.method == "full" and s.kind in formulas.DECODERS:
-            more = 6 * s.config["vocab_size"] * s.config["hidden_size"]
-            found.append(f"transformers' Trainer keeps the embeddings' states in 32 bits: {size(more)} more")
+            if not s.judge:
+                found.append("ppo: no reward model is counted; name one with reward_model (--reward-model)")
+            found.append("ppo: a value model of its own, such as trl trains, is not counted")
+        if s.optimizer == "adamw-8bit" and s.method == "full" and s.kind in formulas.DECODERS:
+            more = size(6 * s.config["vocab_size"] * s.config["hidden_size"])
+            found.append(f"not counted: transformers' Trainer keeps the embeddings' states in 32 bits, {more} more")
         if self.reserved > 1.1 * self.allocated:
             found.append("a tenth or more is holes: PYTORCH_ALLOC_CONF=expandable_segments:True can mend it")
         return found
+
+    def _unused(self):
+        """Names of arguments that were set and change nothing here."""
+        s = self.setup
+        idle = {
+            "rank": not s.targets,
+            "targets": not s.targets,
+            "double_quant": s.method != "qlora",
+            "seq": s.kind == "vit",
+        }
+        return [name for name, nothing in idle.items() if nothing and self.arguments[name] != DEFAULTS[name]]
 
     def json(self):
         """Everything as one dict, ready for json.dumps."""
@@ -482,7 +576,7 @@ class Plan:
                 ax.bar([*self.phases], heights, bottom=floor, label=part, color=colour, hatch=hatch, edgecolor="white")
             floor = [a + b for a, b in zip(floor, heights, strict=True)]
         if self.card:
-            ax.axhline(CARDS[self.card], color="black", linestyle="--", marker="", label=self.card)
+            ax.axhline(memory(self.card) / 2**30, color="black", linestyle="--", marker="", label=self.card)
         if self.setup.device == "cuda":
             ax.axhline(self.process / 2**30, color="black", linestyle=":", marker="", label="process")
         ax.set(ylabel="GiB", title=f"{self.setup.name}, {self.setup.method}: predicted")
@@ -501,10 +595,25 @@ def _falls_back(s, card):
 
 
 def memory(card):
-    """A card's bytes. Raises NbtoolsError."""
-    if card not in CARDS:
-        raise NbtoolsError(f"There is no card {card!r}: choose one of {', '.join(CARDS)}.")
-    return round(CARDS[card] * 1024) * MIB
+    """Bytes of one of CARDS, or of a card of so many GiB, as in "22.5". Raises NbtoolsError."""
+    if card in CARDS:
+        return round(CARDS[card] * 1024) * MIB
+    if re.fullmatch(r"\d{1,4}(\.\d+)?", str(card)) and float(card) >= 1:
+        return round(float(card) * 1024) * MIB
+    raise NbtoolsError(
+        f"There is no card {card!r}: choose {SAME.get(card) or 'one of ' + ', '.join(CARDS)}, "
+        "or give its memory in GiB as CUDA tells it."
+    )
+
+
+def _card(given):
+    """The name in CARDS, or a number of GiB, of what people call a card. Raises NbtoolsError."""
+    name = re.sub(r"nvidia|geforce|tesla|rtx|gb$|\s", "", str(given).lower())
+    name = SAME.get(name) if SAME.get(name) in CARDS else name
+    if name not in CARDS and name not in SAME:
+        name = str(given)  # a number, or to be refused as it was written
+    memory(name)
+    return name
 
 
 def _turned(before, changes, card, plans):
@@ -531,6 +640,39 @@ def _turned(before, changes, card, plans):
     return plans[key]
 
 
+def _flags(before, after):
+    """What to give `nbtools plan` beside `before` to get `after`."""
+    changed = {name: value for name, value in after.items() if value != before[name]}
+    words = {name: name.replace("_", "-") for name in changed}
+    return " ".join(
+        f"--{'no-' * (not value)}{words[name]}" if isinstance(value, bool) else f"--{words[name]} {value}"
+        for name, value in changed.items()
+    )
+
+
+def _fewest_halvings(now, card, plans):
+    """(plan, number): the batch halved until it fits, or until a row gains no more; (None, 0) for a single row."""
+    most = now.arguments["batch"].bit_length() - 1
+    made = {n: _turned(now, [BATCH] * n, card, plans) for n in {1, most} if n}
+    if not made or not all(made.values()):
+        return None, 0
+
+    def enough(n):
+        made[n] = made.get(n) or _turned(now, [BATCH] * n, card, plans)
+        last = made[most]
+        return (
+            made[n].verdict(card) == "fits"
+            or last.verdict(card) != "fits"
+            and made[n].allocated < 1.01 * last.allocated
+        )
+
+    low, high = 0, most
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return made[high], high
+
+
 def _half(arguments, key, least=1):
     return {**arguments, key: arguments[key] // 2} if arguments[key] // 2 >= least else None
 
@@ -545,7 +687,15 @@ def _to(arguments, key, value, *only):
     return {**arguments, key: value} if not only or arguments[key] in only else None
 
 
-# What, price in speed, arguments -> new arguments or None.
+# What, price in words, arguments -> new arguments or None.
+HALVED = (
+    "16-bit weights",
+    (  # where they are trained, and where adapters are
+        "not slower where the card has 16-bit units; without 32-bit master weights small updates can be lost",
+        "not slower where the card has 16-bit units; the frozen weights are rounded, adapters stay in 32 bits",
+    ),
+    lambda a: _to(a, "precision", "bf16", "fp32", "mixed"),
+)
 BATCH = ("batch {batch} with {accumulation} accumulated", "slower where a row does not fill the card", _smaller_batch)
 CHANGES = (  # cheapest first
     ("the model's output let go before backward", "not slower", lambda a: _to(a, "held", False, True)),
@@ -557,6 +707,12 @@ CHANGES = (  # cheapest first
     ("norms, embeddings and head in 16 bits", "not slower", lambda a: _to(a, "upcast", False, True)),
     ("chunked loss", "slower: logits are made twice", lambda a: _to(a, "loss", "chunked", "stock")),
     ("sdpa attention", "not slower", lambda a: _to(a, "attention", "sdpa", "eager")),
+    (
+        "grouped heads repeated before sdpa",
+        "torch's fast kernels take them then; patch use_gqa_in_sdpa of transformers.integrations.sdpa_attention to "
+        "return False",
+        lambda a: _to(a, "attention", "efficient", "sdpa", "eager"),
+    ),
     ("fused AdamW", "not slower", lambda a: _to(a, "optimizer", "adamw-fused", "adamw")),
     BATCH,
     (
@@ -574,14 +730,14 @@ CHANGES = (  # cheapest first
         "slower: every block runs forward twice, a third more operations in full fine-tuning, more with LoRA",
         lambda a: _to(a, "checkpointing", "block"),
     ),
-    (
-        "16-bit weights",
-        "not slower where the card has 16-bit units; without 32-bit master weights small updates can be lost",
-        lambda a: _to(a, "precision", "bf16", "fp32", "mixed"),
-    ),
+    HALVED,
     ("LoRA", "not slower; fewer weights learn", lambda a: _to(a, "method", "lora", "full")),
     ("QLoRA", "slower: weights are de-quantised at each use", lambda a: _to(a, "method", "qlora", "lora")),
 )
+LIGHTER = [
+    change for change in CHANGES if change[0] in ("double quantisation", "norms, embeddings and head in 16 bits")
+]
+LIGHTER += [HALVED, *CHANGES[-2:]]
 CUT = ("rows of {seq} tokens", "faster a step; longer texts are cut", lambda a: _half(a, "seq", 128))
 ORDER = (*CHANGES, *CHANGES[:-2], CUT, CUT)  # what gave nothing for all weights may give much beside LoRA
 
@@ -603,6 +759,7 @@ def plan(
     double_quant=True,
     upcast=False,
     held=False,
+    reward_model=None,
     device="cuda",
     card=None,
 ):
@@ -615,13 +772,11 @@ def plan(
     chunked_nll, which copies the head to 32 bits. checkpointing: selective is every second block. seq: tokens a row
     (fixed for ViT). targets: all-linear, attention, mlp, qv, or names joined by commas. double_quant, upcast: of qlora;
     the latter is what peft's prepare_model_for_kbit_training does. held: the loop keeps the model's output, logits and
-    all, until its step is over, as in `out = model(...); out.loss.backward()`. device: cpu counts storages alone, as a
-    trace does. Raises NbtoolsError.
+    all, until its step is over, as in `out = model(...); out.loss.backward()`. reward_model: of ppo, named as model; it
+    lies there frozen. device: cpu counts storages alone, as a trace does. Raises NbtoolsError.
     """
     arguments = {key: value for key, value in locals().items() if key != "card"}
-    if card is not None:
-        card = str(card).lower()
-        memory(card)
+    card = None if card is None else _card(card)
     if card == "t4" and attention == "flash":
         raise NbtoolsError("attention 'flash' wants a newer card than 't4': take 'sdpa'.")
     s = setup(**arguments)

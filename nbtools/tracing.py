@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from transformers import masking_utils
+from transformers.integrations import sdpa_attention
 
 from . import formulas, planner
 from .ledger import PARTS
@@ -272,9 +273,16 @@ def trace(model, **arguments):
     asked, here = torch.is_autocast_enabled, mock.patch.object(torch, "is_autocast_enabled", lambda *kind: asked("cpu"))
     fallback = sdpa_kernel(SDPBackend.MATH) if s.attention == "math" else contextlib.nullcontext()
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    with one_text, here, fallback, fake, LiveBytes(s.config.get("vocab_size")) as live:
+    with one_text, here, heads(s), fallback, fake, LiveBytes(s.config.get("vocab_size")) as live:
         materialise(net, live)
         return two_steps(s, net, live)
+
+
+def heads(s):
+    """For attention "efficient": transformers repeats grouped heads before sdpa, as it does where there is a mask."""
+    if s.attention != "efficient":
+        return contextlib.nullcontext()
+    return mock.patch.object(sdpa_attention, "use_gqa_in_sdpa", lambda *given: False)
 
 
 def two_steps(s, net, gauge, device="cpu"):
@@ -285,6 +293,7 @@ def two_steps(s, net, gauge, device="cpu"):
     phases = {}
     copies = [torch.empty_like(p) for p in net.parameters()] if s.task in ("dpo", "ppo") and not s.targets else []
     value = torch.nn.Linear(s.config["hidden_size"], 1, bias=False) if s.task == "ppo" else None
+    copies += [torch.empty_like(p, device=device) for p in build(s.judge).parameters()] if s.judge else []
     gauge.move("weights")
     gauge.peak()
     phases["load"] = gauge.peak()

@@ -233,6 +233,21 @@ def test_an_error_for_the_reader_is_one_line(monkeypatch, capsys):
     assert capsys.readouterr() == ("", "nbtools: lesson 7 does not exist: there are 00 and 01.\n")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("plan minilm --batch x", "nbtools plan: argument --batch: invalid int value: 'x'; nbtools plan --help lists"),
+        ("plan minilm --gpus 2", "unrecognized arguments: --gpus 2"),
+        ("", "required: COMMAND"),
+    ],
+)
+def test_a_wrong_argument_is_one_line_too(arguments, said, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(arguments.split())
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
 def test_ctrl_c_is_one_line_and_a_bug_keeps_its_traceback(monkeypatch, capsys):
     def interrupted(book, **_):
         raise KeyboardInterrupt
@@ -302,7 +317,7 @@ def test_test_runs_all_stages_and_fails_if_one_does(monkeypatch, capsys):
     monkeypatch.setattr(notebooks.Path, "exists", lambda self: True)
     assert cli.main(["test"]) == 1
     out = capsys.readouterr().out
-    assert len(ran) == 5 and "notebooks  FAILED" in out and "package    ok" in out
+    assert len(ran) == 6 and "notebooks  FAILED" in out and "package    ok" in out
     assert cli.main(["test", "style", "package"]) == 0
     assert cli.main(["test", "speling"]) == 2
     assert "no test stage 'speling'" in capsys.readouterr().err

@@ -516,11 +516,13 @@ def test_the_panel_takes_the_precision(lesson):
 
 def test_the_panel_s_words_fold_the_advice(lesson):
     lesson.fit_it(lambda *a, **k: None, **SETTING, checkpointing="off", loss="stock")
-    plan, _, advice = lesson.read_plan([]).partition("<details>")
+    plan, _, rest = lesson.read_plan([]).partition("<details>")
+    advice, _, below = rest.partition("</details>")
     assert "&lt;-" in plan and "llama-3-8b" in plan and "cheapest" not in plan
-    assert "cheapest changes" in advice and "checkpointing" in advice and advice.endswith("</details>")
+    assert "cheapest changes" in advice and "checkpointing" in advice
+    assert below == f"<p>{planner.CHECKED}</p>" and "Not validated" not in plan + advice, "said unfolded, once"
     lesson.fit_it(lambda *a, **k: None, **SETTING, checkpointing="every block", loss="chunked")
-    assert "<details>" not in lesson.read_plan([])
+    assert "<details>" not in lesson.read_plan([]) and planner.CHECKED in lesson.read_plan([])
 
 
 def test_the_exercises_are_those_of_the_lesson():

@@ -19,6 +19,8 @@ import pytest
 from nbtools import meters, widgets
 from nbtools.meters import Meter, live_meter, saved_bytes, size
 
+pytestmark = pytest.mark.alone
+
 MB = 2**20
 
 
@@ -350,11 +352,13 @@ def test_the_bar_tells_parts_from_the_rest(shown, cuda):
         (view,) = shown.items
         cuda.use(200)
         m.update()
-        assert "parameters 120 B" in view.value and "the rest 80 B" in view.value and "(now)" in view.value
+        assert (
+            "parameters 120 B" in view.value and "activations and the rest 80 B" in view.value and "(now)" in view.value
+        )
         cuda.use(-150)  # less than the parameters alone
         m.update()
-        assert "the rest 0 B" in view.value
-    assert "the rest 80 B (at the highest moment drawn)" in re.sub("<.*?>", "", view.value)
+        assert "activations and the rest 0 B" in view.value
+    assert "activations and the rest 80 B (at the highest moment drawn)" in re.sub("<.*?>", "", view.value)
     assert view.value.count("<rect") == 1 + 4 + 2
 
 
