@@ -1,7 +1,7 @@
-"""The checks of lesson 13: round_to, stochastic_round and scaler_step.
+"""The checks of lesson 13: round_to, stochastic_round, scaler_step and step_bytes.
 
 Ground truth: torch's own casts, all numbers of a small format written out, the two neighbours and the mean of draws,
-and torch.amp.GradScaler over the same gradients.
+torch.amp.GradScaler over the same gradients, and the tensors that torch's AdamW leaves after a step.
 """
 
 import copy
@@ -41,6 +41,17 @@ def _scaler_step(optimizer, scale, good=0, interval=2000, clip=None):
     optimizer.step()
     good += 1
     return (2 * scale, 0) if good == interval else (scale, good)
+
+
+def _step_bytes(model, master=False):
+    weights = gradients = states = 0
+    for p in model.parameters():
+        size = p.numel() * p.element_size()
+        weights += size
+        if p.requires_grad:
+            gradients += size
+            states += p.numel() * 3 * 4 if master else size * 2
+    return weights, gradients, states
 
 
 def _same(a, b):
@@ -206,3 +217,65 @@ def check_scaler_step(scaler_step):
     same = all(torch.allclose(p, q) for p, q in zip(own, twin, strict=True))
     yield not same and "clip left out: the step should be that of the unscaled gradients, not clipped"
     yield scaler_step(optimizer, 8.0, 1999) != (16.0, 0) and "interval left out: after 2,000 good steps it doubles"
+
+
+def _models():
+    """{what it is: a small model}."""
+    torch.manual_seed(0)
+    plain, frozen, mixed, buffers = (
+        torch.nn.Sequential(torch.nn.Linear(5, 3), torch.nn.Linear(3, 2)) for _ in range(4)
+    )
+    frozen[0].requires_grad_(False)
+    mixed[1].to(torch.bfloat16)
+    mixed[0].bias.requires_grad_(False)
+    buffers.append(torch.nn.BatchNorm1d(2))
+    tied = torch.nn.Sequential(torch.nn.Embedding(7, 3), torch.nn.Linear(3, 7, bias=False))
+    tied[1].weight = tied[0].weight
+    still = torch.nn.Linear(4, 4).requires_grad_(False)
+    half = torch.nn.Linear(6, 5).bfloat16()
+    return {
+        "of two linear layers": plain,
+        "all in bfloat16": half,
+        "with a frozen layer": frozen,
+        "in two types, a bias of it frozen": mixed,
+        "with buffers, which are no parameters": buffers,
+        "whose two layers share one weight": tied,
+        "with nothing to train": still,
+    }
+
+
+def _after_a_step(model, master):
+    """Bytes of the parameters, of their gradients, and of what AdamW holds after a real step."""
+    trained = [p for p in {*model.parameters()} if p.requires_grad]
+    for p in trained:
+        p.grad = torch.ones_like(p)
+    held = [torch.nn.Parameter(p.detach().float().clone()) for p in trained] if master else trained
+    for p in held:
+        p.grad = torch.ones_like(p) if master else p.grad
+    optimizer = torch.optim.AdamW(held, foreach=False) if held else None
+    states = sum(p.nbytes for p in held) if master else 0
+    if optimizer:
+        optimizer.step()
+        states += sum(t.nbytes for row in optimizer.state.values() for name, t in row.items() if name != "step")
+    return sum(p.nbytes for p in {*model.parameters()}), sum(p.grad.nbytes for p in trained), states
+
+
+@exercise("step_bytes", reference=_step_bytes, minutes=8)
+def check_step_bytes(step_bytes):
+    """Against what is there after a step of torch's AdamW: types, frozen and shared parameters, buffers, a master."""
+    for what, model in _models().items():
+        for master in (False, True):
+            before = {name: p.detach().clone() for name, p in model.named_parameters()}
+            found = step_bytes(model, master) if master else step_bytes(model)
+            if not isinstance(found, tuple) or len(found) != 3:
+                yield f"the answer should be (weights, gradients, states), but is {found!r}"
+                return
+            same = all(p.equal(before[name]) for name, p in model.named_parameters())
+            yield not same and "the model was changed: only count"
+            for name, own, wanted in zip(
+                ("weights", "gradients", "states"), found, _after_a_step(model, master), strict=True
+            ):
+                yield own != wanted and (
+                    f"a model {what}, {'with' if master else 'without'} a master copy: {name} take {wanted} bytes, "
+                    f"not {own}"
+                )

@@ -71,12 +71,16 @@ def known():
 
 def run(name, full=False, seeds=None):
     """Run or resume the study `name`; writes results/ and returns None. seeds: these instead of 0 to 4."""
+    from . import emulation
+
     studies = known()
     if name not in studies:
         raise NbtoolsError(f"There is no study {name!r}; there are {', '.join(studies)}.")
     study, label = studies[name], name + ("-full" if full else "")
     log = records.ROOT / "build" / "studies" / f"{label}.jsonl"
     log.parent.mkdir(parents=True, exist_ok=True)
+    if told := emulation.start():
+        print(f"{told}.")
     code, seeds = study.code(), tuple(seeds or SEEDS)
     done = records.select(kept := resume(log), code=code)
     if len(kept) > len(done):

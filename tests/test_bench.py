@@ -10,6 +10,8 @@ import pytest
 from nbtools import bench, meters, notebooks
 from nbtools.errors import NbtoolsError
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(autouse=True)
 def lenient(monkeypatch):
@@ -178,6 +180,16 @@ def test_a_slow_or_a_heavy_import_fails(monkeypatch, capsys):
 def test_every_module_but_widgets_and_the_benches_is_looked_at():
     modules = {path.stem for path in (notebooks.ROOT / "nbtools").glob("*.py")} - {"__init__", "widgets"}
     by_lesson = {name for name in modules if name.startswith(("checks_", "studies_"))}
-    by_lesson |= {"measuring", "pocket", "raters", "rollouts", "sft", "tasks", "tracing", "world"}  # these import torch
+    by_lesson |= {
+        "emulation",
+        "measuring",
+        "pocket",
+        "raters",
+        "rollouts",
+        "sft",
+        "tasks",
+        "tracing",
+        "world",
+    }  # these import torch
     missing = modules - {*bench.LIGHT.split(", ")} - by_lesson
     assert missing <= {"bench", "contract", "doctor", "errors"}
