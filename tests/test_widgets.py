@@ -20,6 +20,8 @@ from nbtools import profiles, widgets
 from nbtools.errors import NbtoolsError
 from nbtools.widgets import PanelError, Stopped, log, panel, quiz
 
+pytestmark = pytest.mark.alone
+
 KEY = "application/vnd.jupyter.stderr"
 
 
