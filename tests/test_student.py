@@ -18,8 +18,8 @@ LESSONS = [
     if notebooks.read(path).metadata["nbtools"]["exercises"]
 ]
 # The stage `notebooks` runs all trainings, so one lesson is whole here, in a kernel; of the others what the exercises
-# need runs, in one process. How a strict copy stops is the same code for all: two lessons show it.
-WHOLE, STRICT = "12", ("12", "14")
+# need runs, in one process. How a strict copy stops is the same code for all: one lesson shows it, in a kernel too.
+WHOLE, STRICT = "12", "14"
 
 
 def exercises_alone(copy):
@@ -67,12 +67,10 @@ def test_what_an_undone_exercise_needs_runs_on_our_answer(lesson, undone):
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize("lesson", STRICT)
-def test_strict_stops_at_the_first_undone_exercise(lesson, tmp_path, monkeypatch):
+def test_strict_stops_at_the_first_undone_exercise(tmp_path, monkeypatch):
     monkeypatch.setenv("NBTOOLS_STRICT", "1")
-    copy = notebooks.student(lesson, out=tmp_path / "student")
-    if lesson != WHOLE:
-        exercises_alone(copy)
+    copy = notebooks.student(STRICT, out=tmp_path / "student")
+    exercises_alone(copy)
     first = notebooks.read(copy).metadata["nbtools"]["exercises"][0]
     with pytest.raises(NbtoolsError, match=f"{first}: to do"):
         notebooks.run(copy, out=tmp_path / "runs")
