@@ -409,14 +409,16 @@ class Plan:
         return None
 
     def _line(self, card):
-        """A card's verdict, and what is otherwise there than in the figures above."""
-        told, verdict, there = [], self.verdict(card), None
-        if not self.card and verdict != "cannot run" and (there := self._there(card)):
+        """(verdict, sentence) of a card, with what is otherwise there than in the figures above."""
+        there = None if self.card or card == "t4" and self.setup.attention == "flash" else self._there(card)
+        told, verdict = [], (there or self).verdict(card)
+        if there:
             told.append(f"{size(there.process)} with its {there.setup.attention} kernel for attention")
         if not self.card and card == "t4":
             told += ["no flash attention"] * (verdict == "cannot run")
             told += ["no bf16 units"] * (self.setup.precision in ("bf16", "amp", "mixed"))
-        return f"{card} ({size(memory(card))}): {verdict}{' (' * bool(told)}{'; '.join(told)}{')' * bool(told)}"
+        beside = f" ({'; '.join(told)})" if told else ""
+        return verdict, f"{card} ({size(memory(card))}): {verdict}{beside}"
 
     def advice(self, card=None):
         """The cheapest changes in order, each on top of those before it, until it fits; [] where it does.
@@ -447,9 +449,8 @@ class Plan:
                 continue  # of halvings the last is told
             then = _turned(self, found[: i + 1], card, plans)
             sizes = then.allocated, then.process, then.verdict(card)
-            price = change[1][before["method"] in ("lora", "qlora")] if change is HALVED else change[1]
-            flags = _flags(before, then.arguments)
-            made.append(Change(change[0].format(**then.arguments), price, then.arguments, *sizes, flags))
+            what, flags = change[0].format(**then.arguments), _flags(before, then.arguments)
+            made.append(Change(what, change[1], then.arguments, *sizes, flags))
             before = then.arguments
         return made
 
@@ -472,12 +473,14 @@ class Plan:
             + (f", reserved {size(self.reserved)}, process {size(self.process)}" if s.device == "cuda" else ""),
         ]
         shown = () if s.device == "cpu" else [self.card] if self.card else CARDS
-        lines += [self._line(card) for card in shown]
+        verdicts, sentences = zip(*map(self._line, shown), strict=True) if shown else ((), ())
         lines += [
+            *sentences,
             "(room: the card less the context; fits: 1.2 times what is reserved has room; does not fit: what is "
-            "allocated alone has none; else too close to call)"
+            "allocated alone has none; else too close to call)",
         ] * bool(shown)
         lines += self._notes()
+        lines += ["for the cheapest changes name a card"] * bool({*verdicts} - {"fits"} and not self.card)
         if self.card and (changes := self.advice()):
             lines += [
                 "",
@@ -510,8 +513,6 @@ class Plan:
                 f"{s.precision}: what is trained and the optimizer's states are in 16 bits, where small updates can be "
                 "lost; precision mixed keeps 32"
             )
-        if s.device == "cuda" and not self.card and any(self.verdict(card) != "fits" for card in CARDS):
-            found.append("for the cheapest changes name a card")
         if s.attention != self.arguments["attention"]:
             found.append(
                 "sdpa's fast kernels refuse these grouped heads here, so torch takes its math kernel; "
@@ -688,14 +689,6 @@ def _to(arguments, key, value, *only):
 
 
 # What, price in words, arguments -> new arguments or None.
-HALVED = (
-    "16-bit weights",
-    (  # where they are trained, and where adapters are
-        "not slower where the card has 16-bit units; without 32-bit master weights small updates can be lost",
-        "not slower where the card has 16-bit units; the frozen weights are rounded, adapters stay in 32 bits",
-    ),
-    lambda a: _to(a, "precision", "bf16", "fp32", "mixed"),
-)
 BATCH = ("batch {batch} with {accumulation} accumulated", "slower where a row does not fill the card", _smaller_batch)
 CHANGES = (  # cheapest first
     ("the model's output let go before backward", "not slower", lambda a: _to(a, "held", False, True)),
@@ -730,14 +723,21 @@ CHANGES = (  # cheapest first
         "slower: every block runs forward twice, a third more operations in full fine-tuning, more with LoRA",
         lambda a: _to(a, "checkpointing", "block"),
     ),
-    HALVED,
+    (
+        "16-bit weights",
+        "not slower where the card has 16-bit units; without 32-bit master weights small updates can be lost",
+        lambda a: None if a["method"] in ("lora", "qlora") else _to(a, "precision", "bf16", "fp32", "mixed"),
+    ),
+    (
+        "16-bit frozen weights",
+        "not slower where the card has 16-bit units; they are rounded, adapters stay in 32 bits",
+        lambda a: _to(a, "precision", "bf16", "fp32", "mixed") if a["method"] in ("lora", "qlora") else None,
+    ),
     ("LoRA", "not slower; fewer weights learn", lambda a: _to(a, "method", "lora", "full")),
     ("QLoRA", "slower: weights are de-quantised at each use", lambda a: _to(a, "method", "qlora", "lora")),
 )
-LIGHTER = [
-    change for change in CHANGES if change[0] in ("double quantisation", "norms, embeddings and head in 16 bits")
-]
-LIGHTER += [HALVED, *CHANGES[-2:]]
+WEIGHTS = ("double quantisation", "norms, embeddings and head in 16 bits", "16-bit weights", "16-bit frozen weights")
+LIGHTER = [change for change in CHANGES if change[0] in (*WEIGHTS, "LoRA", "QLoRA")]
 CUT = ("rows of {seq} tokens", "faster a step; longer texts are cut", lambda a: _half(a, "seq", 128))
 ORDER = (*CHANGES, *CHANGES[:-2], CUT, CUT)  # what gave nothing for all weights may give much beside LoRA
 

@@ -317,6 +317,7 @@ def test_test_runs_all_stages_and_fails_if_one_does(monkeypatch, capsys):
     monkeypatch.setattr(notebooks.Path, "exists", lambda self: True)
     assert cli.main(["test"]) == 1
     out = capsys.readouterr().out
+    assert [command[command.index("-m", 3) + 1] for command in ran[1:3]] == ["not alone", "alone"], "each test once"
     assert len(ran) == 6 and "notebooks  FAILED" in out and "package    ok" in out
     assert cli.main(["test", "style", "package"]) == 0
     assert cli.main(["test", "speling"]) == 2
