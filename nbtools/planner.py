@@ -428,16 +428,17 @@ class Plan:
         card, now, found, plans = card or self.card, self, [], {}
         room = memory(card) - CONTEXT.get(card, CONTEXT_ELSE)
         for i, change in enumerate(ORDER):
-            if now.verdict(card) == "fits":
-                break
-            if i < len(CHANGES) and now.total("load") > room and change not in LIGHTER:
-                continue  # of no use as long as the weights alone are too many
-            then, turns = (
-                _fewest_halvings(now, card, plans) if change is BATCH else (_turned(now, [change], card, plans), 1)
-            )
-            lighter = then and now.total("load") > room and then.total("load") < 0.99 * now.total("load")
-            if then and (lighter or then.allocated <= 0.99 * now.allocated):
-                now, found = then, [*found, *[change] * turns]
+            while now.verdict(card) != "fits":
+                heavy = now.total("load") > room  # the weights alone
+                if heavy and i < len(CHANGES) and change not in LIGHTER:
+                    break  # no use yet
+                then = _turned(now, [change], card, plans)
+                lighter = heavy and then and then.total("load") < 0.99 * now.total("load")
+                if not then or then.allocated > 0.99 * now.allocated and not lighter:
+                    break
+                now, found = then, [*found, change]
+                if change is not BATCH:
+                    break
         for i in reversed(range(len(found) - 1)):
             without = found[:i] + found[i + 1 :]
             then = _turned(self, without, card, plans)
@@ -649,29 +650,6 @@ def _flags(before, after):
         f"--{'no-' * (not value)}{words[name]}" if isinstance(value, bool) else f"--{words[name]} {value}"
         for name, value in changed.items()
     )
-
-
-def _fewest_halvings(now, card, plans):
-    """(plan, number): the batch halved until it fits, or until a row gains no more; (None, 0) for a single row."""
-    most = now.arguments["batch"].bit_length() - 1
-    made = {n: _turned(now, [BATCH] * n, card, plans) for n in {1, most} if n}
-    if not made or not all(made.values()):
-        return None, 0
-
-    def enough(n):
-        made[n] = made.get(n) or _turned(now, [BATCH] * n, card, plans)
-        last = made[most]
-        return (
-            made[n].verdict(card) == "fits"
-            or last.verdict(card) != "fits"
-            and made[n].allocated < 1.01 * last.allocated
-        )
-
-    low, high = 0, most
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return made[high], high
 
 
 def _half(arguments, key, least=1):

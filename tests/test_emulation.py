@@ -1,5 +1,7 @@
 """16-bit products in float32: the numbers of 16-bit units, float32 untouched, nothing above the kernels new."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -57,6 +59,30 @@ def test_wide_products_are_untouched(dtype, emulated):
     ours = {case: run(lambda x: x.to(dtype)) for case, run in CASES.items()}
     emulation.stop()
     assert all(torch.equal(ours[case], run(lambda x: x.to(dtype))) for case, run in CASES.items())
+
+
+def test_the_kernel_itself_gets_float32(monkeypatch):
+    seen = []
+
+    def call_boxed(keys, *tensors, **scalars):
+        seen.append({t.dtype for t in tensors})
+        return torch.mm(*tensors)
+
+    product = emulation._rounded(SimpleNamespace(call_boxed=call_boxed), {torch.bfloat16})
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        assert product(None, numbers(3, 4).to(dtype), numbers(4, 2).to(dtype)).dtype == dtype
+    assert seen == [{torch.float32}, {torch.float16}, {torch.float32}]
+
+
+def test_all_products_are_taken_over_and_given_back(emulated, monkeypatch):
+    emulation.stop()
+    plain = {case: run(lambda x: x.bfloat16()) for case, run in CASES.items()}
+    monkeypatch.setattr(emulation, "_rounded", lambda kernel, types: lambda keys, *t, **s: torch.full((1,), 7.0))
+    emulation.start({torch.bfloat16})
+    for case in ("mm", "addmm", "bmm", "baddbmm"):
+        assert CASES[case](lambda x: x.bfloat16()).tolist() == [7.0], case
+    emulation.stop()
+    assert all(torch.equal(plain[case], run(lambda x: x.bfloat16())) for case, run in CASES.items())
 
 
 def seen_and_kept():

@@ -12,7 +12,7 @@ import sys
 import nbformat.v4 as v4
 import pytest
 
-from nbtools import notebooks, profiles, records, studies, studies_01
+from nbtools import emulation, notebooks, profiles, records, studies, studies_01
 from nbtools.errors import NbtoolsError
 
 
@@ -290,6 +290,12 @@ def test_a_study_tunes_on_its_own_draw_then_reports_the_best_setting_on_each_see
     out = capsys.readouterr().out
     assert "toy, tuning: 1/8  a {'score'" in out and "min left" in out
     assert "toy: 28 runs, written to results/" in out and str(root) not in out
+
+
+def test_a_study_of_16_bits_runs_on_any_processor(toy, monkeypatch, capsys):
+    monkeypatch.setattr(emulation, "start", lambda: "products run in float32")
+    studies.run("toy")
+    assert "products run in float32.\n" in capsys.readouterr().out
 
 
 def test_reported_rows_choose_nothing(toy, root):
